@@ -1,0 +1,1 @@
+"""Advantage estimators, one file a method; the folder is the registry."""

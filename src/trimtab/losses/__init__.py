@@ -1,0 +1,1 @@
+"""Pure functions: tensors in, one number per item out."""

@@ -1,0 +1,1 @@
+"""Policy losses, one file a method; the folder is the registry."""

@@ -1,0 +1,1 @@
+"""Preference losses, one file a method; the folder is the registry."""

@@ -1,0 +1,1 @@
+"""Load and save models, tree attention, roles on one trunk, sampling."""

@@ -1,0 +1,1 @@
+"""Scorers behind one call: a reward model, rules, checkers, an encoder judge."""

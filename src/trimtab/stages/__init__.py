@@ -1,0 +1,1 @@
+"""Stages: (inputs, settings, run) -> artifact. One file a stage; the folder is the registry."""

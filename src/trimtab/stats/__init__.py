@@ -1,0 +1,1 @@
+"""Win rates, intervals, agreement. NumPy and SciPy only."""

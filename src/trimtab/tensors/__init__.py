@@ -1,0 +1,1 @@
+"""What losses see: trees of tokens, masked statistics, KL, aggregation."""

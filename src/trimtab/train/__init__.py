@@ -1,0 +1,1 @@
+"""The only loop, its optimiser, checkpoints and control values."""
