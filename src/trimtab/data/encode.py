@@ -1,0 +1,39 @@
+"""Groups to tokens, with every Group that does not fit counted and named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trimtab.errors import DataError
+from trimtab.model.chat import Chat
+from trimtab.records.types import Group
+from trimtab.tensors.tree import TokenGroup
+from trimtab.train.run import Run
+
+
+def encode(
+    groups: Sequence[Group], chat: Chat, *, max_length: int, run: Run, what: str
+) -> tuple[list[Group], list[TokenGroup]]:
+    """Tokenise Groups; those whose prompt and longest answer exceed ``max_length`` tokens are left out and reported.
+
+    Nothing is truncated. Raises DataError when nothing is left.
+    """
+    kept: list[Group] = []
+    tokens: list[TokenGroup] = []
+    too_long: list[str] = []
+    for group in groups:
+        item = chat.group(group)
+        longest = len(item.prompt) + max((len(a) for a in item.answers), default=0)
+        if longest > max_length:
+            too_long.append(group.id)
+        else:
+            kept.append(group)
+            tokens.append(item)
+    if too_long:
+        run.note(
+            f"{len(too_long)} of {len(groups)} {what} are longer than {max_length} tokens and were left out "
+            f"(the first: {too_long[0]}); raise max_length to keep them"
+        )
+    if not kept:
+        raise DataError(f"no {what} left to train on: all {len(groups)} are longer than max_length={max_length} tokens")
+    return kept, tokens

@@ -1,0 +1,162 @@
+"""Models and tokenizers out of a source, ready to be trained upon: evaluation mode, no dropout, everything frozen.
+
+Weights come from safetensors only and no code from a model's folder is run. Logging and progress bars stay off; what
+matters is said: missing weights raise ModelError, weights that the architecture has no place for give a UserWarning.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.errors import ModelError, did_you_mean
+from trimtab.model.hardware import has_fast_bf16
+from trimtab.model.quiet import quiet
+from trimtab.model.source import Source, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("auto", "bfloat16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model, its tokenizer and where they come from. The model is on the CPU; the runtime moves it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: Source
+
+
+def load(ref: Source | str | Path, *, dtype: str = "auto", attention: str = "sdpa") -> Loaded:
+    """Load a causal language model.
+
+    ``dtype`` is "bfloat16", "float32" or "auto": bfloat16 where hardware computes it (see ``has_fast_bf16``), else
+    float32. ``attention`` is the name of an attention function that transformers knows or that was registered with it.
+    A tokenizer without a pad token pads with EOS: make masks from lengths, never from ids. Raises ModelError for
+    whatever cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = ref if isinstance(ref, Source) else resolve(ref)
+    model = _model(AutoModelForCausalLM, source, resolve_dtype(dtype), attention)
+    tokenizer = _tokenizer(source)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{source.ref}: the tokenizer has no end-of-sequence token, so a model could never learn to stop"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"{source.ref}: the tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings; they do "
+            "not belong together"
+        )
+    return Loaded(model=model, tokenizer=tokenizer, source=source)
+
+
+def load_encoder(ref: Source | str | Path = "minilm-l6-v2") -> Loaded:
+    """Load a text encoder (BERT and its kin) in float32, without a head.
+
+    The sentence vector that MiniLM was trained for is the mean of the last hidden states over the text's tokens,
+    L2-normalised. ``tokenizer.model_max_length`` is what ``sentence_bert_config.json`` says, if there (MiniLM: 256).
+    """
+    import torch
+    from transformers import AutoModel
+
+    source = ref if isinstance(ref, Source) else resolve(ref)
+    model = _model(AutoModel, source, torch.float32, "sdpa")
+    tokenizer = _tokenizer(source)
+    lengths = source.path / "sentence_bert_config.json"
+    if lengths.is_file():
+        tokenizer.model_max_length = json.loads(lengths.read_text(encoding="utf-8"))["max_seq_length"]
+    return Loaded(model=model, tokenizer=tokenizer, source=source)
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """Return the torch dtype that a setting means on this machine; ModelError for an unknown setting."""
+    import torch
+
+    if dtype not in DTYPES:
+        raise ModelError(f"no dtype {dtype!r}{did_you_mean(dtype, DTYPES)}")
+    if dtype == "auto":
+        return torch.bfloat16 if has_fast_bf16() else torch.float32
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
+def _model(auto: Any, source: Source, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+            _zero_dropout(config)
+            model, info = auto.from_pretrained(
+                source.path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"{source.ref}: the model in {source.path} cannot be loaded ({_first_line(error)})") from error
+    _check_weights(source, info)
+    for module in model.modules():
+        if type(module).__name__ == "Dropout":
+            module.p = 0.0
+    return _frozen(model)
+
+
+def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"{source.ref}: the tokenizer in {source.path} cannot be loaded ({_first_line(error)})"
+        ) from error
+
+
+def _zero_dropout(config: PreTrainedConfig) -> None:
+    """Set every dropout rate of a configuration to 0: modules read some of them only while they are built."""
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        for name, value in part.to_dict().items():
+            if ("drop" in name) and isinstance(value, float):
+                setattr(part, name, 0.0)
+
+
+def _frozen(model: PreTrainedModel) -> PreTrainedModel:
+    model.requires_grad_(False)
+    module: nn.Module = model.eval()
+    assert module is model
+    return model
+
+
+def _check_weights(source: Source, info: dict[str, Iterable[Any]]) -> None:
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{source.ref}: {len(missing)} weights are missing in {source.path} and would be random ({missing[0]} ...)"
+        )
+    if unexpected := sorted(info["unexpected_keys"]):
+        warnings.warn(
+            f"{source.ref}: {len(unexpected)} weights have no place in the model, left out ({unexpected[0]} ...)",
+            stacklevel=4,
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

@@ -1,0 +1,83 @@
+"""PPO's four models as roles: (trunk, adapter, head).
+
+    shared     one trunk carries actor, reference, critic and reward: four models for the memory of one
+    paired     actor + reference on one trunk, critic + reward on another
+    separate   four trunks
+
+A reward model on another base (or with another tokenizer) always has a trunk of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from trimtab.config import ModelRef
+from trimtab.errors import ConfigError
+from trimtab.model.trunk import Lora, ScalarHead, Trunk
+
+Layout = Literal["shared", "paired", "separate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One model: an adapter on a trunk, and a scalar head when it gives numbers."""
+
+    trunk: Trunk
+    adapter: str | None
+    head: ScalarHead | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained of it: its adapter, and its head."""
+        assert self.adapter is not None
+        own = self.trunk.train_adapter(self.adapter)
+        return own if self.head is None else [*own, *self.head.parameters()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roles:
+    """The models of a policy stage; ``reward_trunk`` is where a reward model on the same base should go."""
+
+    actor: Role
+    reference: Role
+    critic: Role | None
+    reward_trunk: Trunk | None
+
+    def trunks(self) -> list[Trunk]:
+        """The different trunks in use (each counted once)."""
+        roles = [self.actor, self.reference, *([self.critic] if self.critic else [])]
+        found = [role.trunk for role in roles] + ([self.reward_trunk] if self.reward_trunk else [])
+        return list({id(trunk): trunk for trunk in found}.values())
+
+
+def build_roles(
+    init: ModelRef, reward: ModelRef, *, layout: Layout, critic: bool, lora: Lora, seed: int, dtype: str = "auto"
+) -> Roles:
+    """Lay the roles out.
+
+    The actor starts as a copy of ``init``'s adapter (fresh when it has none) and the reference *is* that adapter, so
+    KL(actor, reference) is 0 at the start. The critic starts from the same adapter under a zero head.
+    """
+    if init.name in ("actor", "critic"):
+        raise ConfigError(f"a stage that a policy starts from cannot be called {init.name!r}")
+    trunk, start = Trunk.open(init, dtype=dtype)
+    trunk.derive_adapter("actor", start, lora, seed=seed)
+
+    def another() -> tuple[Trunk, str | None]:
+        return (trunk, start) if layout == "shared" else Trunk.open(init, dtype=dtype)
+
+    reference_trunk = another()[0] if layout == "separate" else trunk
+    value: Role | None = None
+    critic_trunk = trunk
+    if critic:
+        critic_trunk, critic_start = another()
+        critic_trunk.derive_adapter("critic", critic_start, lora, seed=seed + 1)
+        value = Role(critic_trunk, "critic", ScalarHead(critic_trunk.hidden_size))
+    return Roles(
+        actor=Role(trunk, "actor"),
+        reference=Role(reference_trunk, start),
+        critic=value,
+        reward_trunk=critic_trunk if layout != "separate" and reward.base == init.base else None,
+    )

@@ -1,0 +1,278 @@
+"""A trunk: one frozen base model that carries several roles as (adapter, head) pairs.
+
+actor, reference, critic and reward on one trunk are four models for the memory of one. The reference is the adapter that
+the actor started from (or no adapter at all), so it costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trimtab.config import ModelRef
+from trimtab.errors import ModelError
+from trimtab.model.attention import NAME as ATTENTION
+from trimtab.model.chat import Chat
+from trimtab.model.forward import Head, check_head, decoder_of, head_of, hidden_states, target_logps, wide
+from trimtab.model.load import Loaded, load
+from trimtab.tensors.tree import TreeBatch
+
+SCORE_HEAD = "score_head.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A low-rank adapter on all linear layers: W + (alpha / rank) B A (Hu et al., 2021)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+
+
+class ScalarHead(nn.Module):
+    """One number from a hidden state: w . h + b, in float32. For rewards and values.
+
+    ``std`` 0 starts at zero (a critic that says nothing yet); otherwise N(0, std), bias 0.
+    """
+
+    def __init__(
+        self, hidden_size: int, *, std: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        draw = torch.randn(hidden_size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.weight = nn.Parameter((std * draw).to(dtype))
+        self.bias = nn.Parameter(torch.zeros((), dtype=dtype))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., H) -> (...)."""
+        return hidden.to(self.weight.dtype) @ self.weight + self.bias
+
+    def save(self, folder: Path) -> None:
+        """Write the head beside its adapter."""
+        save_file({"weight": self.weight.detach().clone(), "bias": self.bias.detach().clone()}, folder / SCORE_HEAD)
+
+    @classmethod
+    def read(cls, folder: Path) -> ScalarHead:
+        """Read a head that ``save`` wrote; a reward model without one is refused, never started at random."""
+        path = folder / SCORE_HEAD
+        if not path.is_file():
+            raise ModelError(f"{folder} holds no {SCORE_HEAD}: it is not a reward model or critic")
+        state = load_file(path)
+        head = cls(state["weight"].shape[0], dtype=state["weight"].dtype)
+        head.load_state_dict(state)
+        return head
+
+
+class Trunk:
+    """A base model with named adapters; ``None`` names the bare base."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.chat = Chat(loaded.tokenizer)
+        self.base: nn.Module = loaded.model
+        self.head: Head = head_of(self.base)
+        check_head(self.base, self.head)
+        self.peft: PeftModel | None = None
+        self._layers: list[BaseTunerLayer] = []
+        self._active: str | None = None
+
+    @classmethod
+    def load(cls, ref: str | Path, *, dtype: str = "auto") -> Trunk:
+        """Load a base model for tree attention, frozen, dropout off."""
+        return cls(load(ref, dtype=dtype, attention=ATTENTION))
+
+    @classmethod
+    def open(cls, model: ModelRef, *, dtype: str = "auto") -> tuple[Trunk, str | None]:
+        """Load a model that a recipe names; return its trunk and its adapter's name (``None``: it is a bare base)."""
+        trunk = cls.load(model.base, dtype=dtype)
+        return trunk, trunk.adopt(model)
+
+    def adopt(self, model: ModelRef) -> str | None:
+        """Put another model's adapter on this trunk, which must be its base; return the adapter's name."""
+        if model.artifact is None:
+            return None
+        if model.name not in self.adapters:
+            self.load_adapter(model.name, model.artifact.folder)
+        return model.name
+
+    def derive_adapter(self, name: str, source: str | None, lora: Lora, *, seed: int) -> None:
+        """Add an adapter that starts as ``source`` (bit for bit), or fresh when that is the bare base."""
+        if source is None:
+            self.add_adapter(name, lora, seed=seed)
+        else:
+            self.copy_adapter(source, name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's precision."""
+        return self.head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base lives."""
+        return self.head.weight.device
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return int(self.head.weight.shape[1])
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters on this trunk."""
+        return [] if self.peft is None else list(self.peft.peft_config)
+
+    def _settle(self) -> None:
+        assert self.peft is not None
+        self._layers = [m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)]
+        for parameter in self.peft.parameters():
+            parameter.requires_grad_(False)
+        self.use(self._active)
+
+    def add_adapter(self, name: str, lora: Lora, *, seed: int) -> None:
+        """Add a fresh adapter: the output is unchanged, because B = 0."""
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._attach(name, config)
+        self._settle()
+
+    def _attach(self, name: str, config: LoraConfig) -> None:
+        if self.peft is None:
+            self.peft = get_peft_model(self.base, config, adapter_name=name, autocast_adapter_dtype=False)
+        else:
+            self.peft.add_adapter(name, config, autocast_adapter_dtype=False)
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Load a PEFT adapter folder under a name."""
+        config = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = False
+        with torch.random.fork_rng(devices=[]):
+            self._attach(name, config)
+        assert self.peft is not None
+        weights = load_file(folder / "adapter_model.safetensors")
+        result = set_peft_model_state_dict(self.peft, weights, adapter_name=name)
+        if result.unexpected_keys:
+            raise ModelError(
+                f"{folder}: adapter does not fit this base model ({result.unexpected_keys[0]} has no place)"
+            )
+        self._settle()
+
+    def copy_adapter(self, source: str, name: str) -> None:
+        """Add an adapter that starts as a copy of another, bit for bit."""
+        assert self.peft is not None
+        with torch.random.fork_rng(devices=[]):
+            self._attach(name, self.peft.peft_config[source])
+        self._settle()
+        for mine, theirs in zip(self.adapter_parameters(name), self.adapter_parameters(source), strict=True):
+            mine.data.copy_(theirs.data)
+
+    def named_adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by their place in the model."""
+        assert self.peft is not None
+        mark = f".{name}."
+        return {k.replace(mark, "."): p for k, p in self.peft.named_parameters() if mark in k and "lora_" in k}
+
+    def adapter_parameters(self, name: str) -> list[nn.Parameter]:
+        """The adapter's parameters in a fixed order."""
+        return list(self.named_adapter_parameters(name).values())
+
+    def train_adapter(self, name: str) -> list[nn.Parameter]:
+        """Let gradients flow into one adapter; return its parameters."""
+        parameters = self.adapter_parameters(name)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        return parameters
+
+    def use(self, name: str | None) -> None:
+        """Switch to an adapter (``None``: the bare base). Which parameters are trained does not change."""
+        for layer in self._layers:
+            layer._disable_adapters = name is None
+            if name is not None:
+                layer._active_adapter = [name]
+        self._active = name
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Use an adapter for a while. Gradient-checkpointed passes must run their backward inside."""
+        before = self._active
+        self.use(name)
+        try:
+            yield
+        finally:
+            self.use(before)
+
+    @contextmanager
+    def merged(self, name: str | None) -> Iterator[None]:
+        """Use an adapter merged into the base's weights, for sampling; the base comes back to the same bits.
+
+        The merged weights are separate tensors swapped in and out: nothing is subtracted, so nothing drifts.
+        """
+        if name is None:
+            with self.using(None):
+                yield
+            return
+        originals: list[tuple[nn.Module, Tensor]] = []
+        with torch.no_grad():
+            for layer in self._layers:
+                if name in getattr(layer, "lora_A", {}):
+                    base = layer.get_base_layer()
+                    weight: Tensor = base.weight  # type: ignore[assignment]
+                    originals.append((base, weight.data))
+                    delta = layer.get_delta_weight(name)  # type: ignore[operator]
+                    base.weight.data = (weight.to(wide(weight.dtype)) + delta).to(weight.dtype)  # type: ignore[union-attr]
+        try:
+            with self.using(None):
+                yield
+        finally:
+            for base, weight in originals:
+                base.weight.data = weight  # type: ignore[union-attr]
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its head, adapters inside."""
+        return decoder_of(self.base)
+
+    def hidden(self, batch: TreeBatch) -> Tensor:
+        """Hidden states (T, H) under the adapter in use."""
+        return hidden_states(self.decoder, batch)
+
+    def logps(self, batch: TreeBatch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (N,), (N,) of the batch's targets under the adapter in use."""
+        return target_logps(self.head, self.hidden(batch)[batch.predictor], batch.target, temperature=temperature)
+
+    def checkpoint_activations(self, on: bool) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time."""
+        model: Any = self.base
+        if on:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()  # transformers checkpoints only in train mode; every dropout is zero
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        else:
+            model.gradient_checkpointing_disable()
+            model.eval()
+
+    def save_adapter(self, name: str, folder: Path) -> None:
+        """Write a PEFT adapter folder that plain peft, transformers and vLLM load."""
+        assert self.peft is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {f"{k}": p.detach().clone().contiguous() for k, p in self.named_adapter_parameters(name).items()}
+        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = self.peft.peft_config[name].to_dict()
+        config["base_model_name_or_path"] = str(self.loaded.source.path)
+        config["inference_mode"] = True
+        config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")

@@ -1,0 +1,181 @@
+"""Run a recipe: resolve references, skip what is done, run what is not, write the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trimtab.artifacts import Artifact, Store, digest_of, revision, write_json
+from trimtab.config import DataRef, ModelRef, Recipe, StageConfig
+from trimtab.errors import ConfigError, did_you_mean
+from trimtab.model.hardware import hardware, pin_threads
+from trimtab.model.source import resolve
+from trimtab.records.read import source_digest
+from trimtab.registry import STAGES
+from trimtab.report.summary import write_report
+from trimtab.stages import Result
+from trimtab.train.run import Reporter, Run, Silent, peak_rss_gb
+
+FORMAT = 1  # raise when an artifact's layout or a stage's meaning changes: old artifacts are then made again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """One stage of a finished run."""
+
+    artifact: Artifact
+    skipped: bool
+    seconds: float
+
+
+def run_recipe(recipe: Recipe, reporter: Reporter | None = None) -> Path:
+    """Run every stage in order and return the run folder, with ``report.html`` and ``summary.json`` in it.
+
+    A stage whose artifact with the same key exists is skipped; one that was killed goes on where it was.
+    """
+    pin_threads()
+    root = Path(recipe.output) / recipe.name
+    root.mkdir(parents=True, exist_ok=True)
+    store = Store(root)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    done: dict[str, Done] = {}
+    for config in recipe.stages.values():
+        done[config.name] = _run_stage(recipe, config, store, done, reporter or Silent())
+    write_json(
+        root / "run.json",
+        {
+            "name": recipe.name,
+            "recipe": dataclasses.asdict(recipe),
+            "seed": recipe.seed,
+            "revision": revision(),
+            "started": started,
+            "hardware": dataclasses.asdict(hardware()),
+            "stages": [
+                {
+                    "name": name,
+                    "stage": d.artifact.stage,
+                    "folder": os.path.relpath(d.artifact.folder, root),
+                    "skipped": d.skipped,
+                    "seconds": d.artifact.manifest["seconds"],
+                    "peak_rss_gb": d.artifact.manifest["peak_rss_gb"],
+                }
+                for name, d in done.items()
+            ],
+        },
+    )
+    write_report(root)
+    return root
+
+
+def _run_stage(
+    recipe: Recipe, config: StageConfig, store: Store, done: Mapping[str, Done], reporter: Reporter
+) -> Done:
+    entry = STAGES[config.stage]
+    hints = typing.get_type_hints(entry.function)
+    arguments: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
+    for name, value in config.settings.items():
+        where = f"stages.{config.name}.{name}"
+        arguments[name] = _resolve(hints[name], value, recipe, done, inputs, where)
+    key = digest_of(
+        {
+            "format": FORMAT,
+            "stage": config.stage,
+            "settings": {k: _plain(v) for k, v in config.settings.items()},
+            "inputs": inputs,
+            "seed": recipe.seed,
+            "dtype": recipe.dtype,
+        }
+    )
+    found = store.find(config.name, key)
+    if found is not None:
+        store.link(config.name, found.folder)
+        reporter.note(f"{config.name}: done before, skipped")
+        return Done(artifact=found, skipped=True, seconds=0.0)
+    began = time.monotonic()
+    folder = store.work(config.name, key)
+    run = Run(
+        name=config.name, folder=folder, seed=recipe.seed, dtype=recipe.dtype,
+        checkpoint_seconds=recipe.checkpoint_seconds, reporter=reporter,
+    )  # fmt: skip
+    function: Callable[..., Result] = entry.function
+    result = function(run, **arguments)
+    seconds = time.monotonic() - began
+    artifact = store.publish(
+        config.name,
+        key,
+        {
+            "stage": config.stage,
+            "config": {k: _plain(v) for k, v in config.settings.items()},
+            "inputs": inputs,
+            "base": result.base,
+            "metrics": result.metrics,
+            "notes": run.notes,
+            "seed": recipe.seed,
+            "revision": revision(),
+            "seconds": round(seconds, 1),
+            "peak_rss_gb": round(peak_rss_gb(), 2),
+        },
+    )
+    return Done(artifact=artifact, skipped=False, seconds=seconds)
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _resolve(
+    hint: Any, value: Any, recipe: Recipe, done: Mapping[str, Done], inputs: dict[str, str], where: str
+) -> Any:
+    """Turn words into references, noting the digest of each."""
+    if hint is DataRef or (DataRef in typing.get_args(hint) and isinstance(value, str)):
+        inputs[value] = source_digest(value)
+        return DataRef(value)
+    if hint is ModelRef or (ModelRef in typing.get_args(hint) and isinstance(value, str)):
+        return _resolve_model(value, recipe, done, inputs, where)
+    if ModelRef in typing.get_args(hint) and isinstance(value, (tuple, list)):
+        return tuple(_resolve_model(word, recipe, done, inputs, where) for word in value)
+    return value
+
+
+def _resolve_model(
+    word: str, recipe: Recipe, done: Mapping[str, Done], inputs: dict[str, str], where: str
+) -> ModelRef:
+    """``base``, an earlier stage, or any model: hub id, folder, GGUF file, bundled name, artifact folder."""
+    if word in done:
+        artifact = done[word].artifact
+        if artifact.base is None:
+            raise ConfigError(f"{where}: stage {word!r} makes no model")
+        inputs[word] = artifact.key
+        return ModelRef(word, artifact.base, artifact)
+    if word in recipe.stages:
+        raise ConfigError(f"{where}: stage {word!r} comes later in the recipe; move it up")
+    return find_model(recipe.model if word == "base" else word, word, inputs, tuple(recipe.stages), where)
+
+
+def find_model(
+    ref: str, name: str, inputs: dict[str, str] | None = None, stages: tuple[str, ...] = (), where: str = "model"
+) -> ModelRef:
+    """Find a model by what a user may write: an artifact folder of ours, or whatever ``model.source`` resolves."""
+    from trimtab.artifacts import read_artifact
+
+    artifact = read_artifact(Path(ref)) if Path(ref).is_dir() else None
+    if artifact is not None and artifact.base is not None:
+        if inputs is not None:
+            inputs[name] = artifact.key
+        return ModelRef(name, artifact.base, artifact)
+    if stages and "/" not in ref and not Path(ref).exists():
+        hint = did_you_mean(ref, stages)
+        if hint.startswith("; did"):
+            raise ConfigError(f"{where}: no stage or model {ref!r}{hint}")
+    source = resolve(ref)
+    if inputs is not None:
+        inputs[name] = source.digest
+    return ModelRef(name, ref)

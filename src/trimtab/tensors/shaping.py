@@ -1,0 +1,59 @@
+"""From one score per answer to a reward per token.
+
+Shapes: B answers, T the longest answer; ``mask`` is 1 on the answer's tokens, end-of-sequence included.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import ConfigError, did_you_mean
+from trimtab.tensors.kl import KLKind, kl_estimate
+from trimtab.tensors.masked import last_true
+
+EosShaping = Literal["none", "replace", "subtract"]
+EOS_SHAPINGS: tuple[EosShaping, ...] = get_args(EosShaping)
+
+
+def token_rewards(
+    scores: Tensor, logps: Tensor, ref_logps: Tensor, mask: Tensor, *, beta: float, kl: KLKind = "k1"
+) -> Tensor:
+    """Spread the KL penalty over the tokens and put the score on the last one, (B,), (B, T) ... -> (B, T).
+
+        r_t = -beta kl_t    for every answer token,    + score at the last answer token
+
+    ``logps`` are those of the rollout. With k1, ``sum_t r_t = score - beta sum_t (logps_t - ref_logps_t)``. The result
+    carries no gradient and is zero off the mask. An answer without tokens has nowhere to put its score and gets zeros.
+
+    Source: Ziegler et al. 2019 (arXiv:1909.08593); Stiennon et al. 2020 (arXiv:2009.01325), section 3.
+    """
+    penalty = beta * kl_estimate(logps.detach(), ref_logps.detach(), kl)  # (B, T)
+    rewards = (-penalty).masked_fill(~mask.bool(), 0)
+    at_end = torch.arange(mask.shape[1], device=mask.device) == last_true(mask).unsqueeze(1)  # (B, T)
+    return torch.where(at_end, rewards + scores.detach().unsqueeze(1), rewards)
+
+
+def eos_shaping(scores: Tensor, ended: Tensor, *, mode: EosShaping, penalty: float) -> Tensor:
+    """Score answers that were cut before they ended themselves, (B,), (B,) -> (B,).
+
+        none       score
+        replace    ended ? score : -penalty           Huang et al. 2024 (arXiv:2403.17031), with penalty 1
+        subtract   ended ? score : score - penalty    TRL's missing_eos_penalty
+
+    ``penalty`` is what the answer loses, so it is never negative (``ConfigError``). ``replace`` wants scores that are
+    centred, else ``-penalty`` may be a prize.
+    """
+    if penalty < 0:
+        raise ConfigError(f"the penalty for a missing end is what is lost, so it cannot be negative: {penalty}")
+    match mode:
+        case "none":
+            return scores
+        case "replace":
+            return torch.where(ended.bool(), scores, torch.full_like(scores, -penalty))
+        case "subtract":
+            return torch.where(ended.bool(), scores, scores - penalty)
+        case _:
+            raise ConfigError(f"no end-of-sequence shaping {mode!r}{did_you_mean(str(mode), EOS_SHAPINGS)}")
