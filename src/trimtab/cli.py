@@ -40,7 +40,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command(epilog="Example: trimtab run recipes/quickstart.yaml policy.steps=20 seed=1")
-def run(recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one.")], settings: Settings = None) -> None:
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one.")], settings: Settings = None
+) -> None:
     """Run a recipe: every stage that is not done yet, then the report."""
     from trimtab.config import find_recipe, load_recipe
 
@@ -48,7 +50,9 @@ def run(recipe: Annotated[str, typer.Argument(help="A recipe file, or the name o
 
 
 @app.command(epilog="Example: trimtab train sft data=my.jsonl model=smollm2-135m-instruct epochs=1")
-def train(stage: Annotated[str, typer.Argument(help="A stage: see 'trimtab list stages'.")], settings: Settings = None) -> None:
+def train(
+    stage: Annotated[str, typer.Argument(help="A stage: see 'trimtab list stages'.")], settings: Settings = None
+) -> None:
     """Run one stage without a recipe. The result lands in runs/STAGE (name=... to change)."""
     from trimtab.config import Recipe, check_recipe, read_yaml
     from trimtab.registry import STAGES

@@ -144,7 +144,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if len(parts) == 1:
         known = {f.name for f in dataclasses.fields(Recipe)} - {"stages"}
         if parts[0] not in known:
-            raise ConfigError(f"override {override!r}: no key {parts[0]!r}{did_you_mean(parts[0], known | set(tree['stages']))}")
+            raise ConfigError(
+                f"override {override!r}: no key {parts[0]!r}{did_you_mean(parts[0], known | set(tree['stages']))}"
+            )
         tree[parts[0]] = value
         return
     node = tree["stages"]

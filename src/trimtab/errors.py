@@ -49,7 +49,7 @@ class InvariantError(TrimtabError):
     exit_code = 3
 
 
-class Waiting(TrimtabError):
+class Waiting(TrimtabError):  # noqa: N818 - it is not an error
     """The run stops cleanly until something outside has happened; the same command goes on later."""
 
     exit_code = 0

@@ -27,7 +27,11 @@ def _default(parameter: inspect.Parameter) -> str:
         return "(needed)"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.asdict(value)
-        return str(fields["name"]) if set(fields) >= {"name", "artifact"} else ", ".join(f"{k}: {v}" for k, v in fields.items())
+        return (
+            str(fields["name"])
+            if set(fields) >= {"name", "artifact"}
+            else ", ".join(f"{k}: {v}" for k, v in fields.items())
+        )
     return str(value)
 
 

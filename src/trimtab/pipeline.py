@@ -74,9 +74,7 @@ def run_recipe(recipe: Recipe, reporter: Reporter | None = None) -> Path:
     return root
 
 
-def _run_stage(
-    recipe: Recipe, config: StageConfig, store: Store, done: Mapping[str, Done], reporter: Reporter
-) -> Done:
+def _run_stage(recipe: Recipe, config: StageConfig, store: Store, done: Mapping[str, Done], reporter: Reporter) -> Done:
     entry = STAGES[config.stage]
     hints = typing.get_type_hints(entry.function)
     arguments: dict[str, Any] = {}
@@ -145,9 +143,7 @@ def _resolve(
     return value
 
 
-def _resolve_model(
-    word: str, recipe: Recipe, done: Mapping[str, Done], inputs: dict[str, str], where: str
-) -> ModelRef:
+def _resolve_model(word: str, recipe: Recipe, done: Mapping[str, Done], inputs: dict[str, str], where: str) -> ModelRef:
     """``base``, an earlier stage, or any model: hub id, folder, GGUF file, bundled name, artifact folder."""
     if word in done:
         artifact = done[word].artifact

@@ -471,7 +471,7 @@ def test_pairwise_labels_and_a_correction() -> None:
         ("alpaca", {"instruction": "x"}, "output", "is missing (nor is there 'response')"),
         ("alpaca", {"instruction": 3, "output": "y"}, "instruction", "expected text, found the number 3"),
         ("alpaca", {"instruction": "x", "output": "y", "history": [["q"]]}, "history[0]", "expected a question and an answer, found 1 items"),
-        ("messages", {"messages": "x"}, "messages", "expected a list, found text"),
+        ("messages", {"messages": "x"}, "messages", "expected a list of messages, found text"),
         ("messages", {"messages": MESSAGES[:1] * 2 + MESSAGES[1:] + MESSAGES[:1]}, "messages", "ends with a turn of the user, so there is no answer"),
         ("messages", {"messages": [{"text": "x"}]}, "messages[0]", "a message needs 'role' and 'content' (or 'from' and 'value'); found 'text'"),
         ("messages", {"messages": [{"role": "asistant", "content": "x"}]}, "messages[0].role", "no role 'asistant'; did you mean 'assistant'?"),
@@ -479,6 +479,8 @@ def test_pairwise_labels_and_a_correction() -> None:
         ("messages", {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls", "a tool call beside the text cannot be kept; write it into the content"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "only text parts can be used, found 'image_url'"),
         ("prompt_completion", {"prompt": "x", "completion": "\ud800"}, "completion", "half a surrogate pair: this text cannot be written as UTF-8"),
+        ("prompt_completion", {"prompt": "x", "completion": []}, "completion", "holds no turns, so there is no answer"),
+        ("prompt_completion", {"prompt": "x", "completion": [{"role": "user", "content": {}}]}, "completion[0].content", "expected text, found an object"),
         ("prompt_completion", {"prompt": {"text": "x"}, "completion": "y"}, "prompt[0]", "a message needs 'role' and 'content' (or 'from' and 'value'); found 'text'"),
         ("question_answer", {"question": "x", "final": True}, "final", "expected text or a number"),
         ("preference", {"prompt": "x", "chosen": "a"}, "rejected", "is missing"),
@@ -496,6 +498,7 @@ def test_pairwise_labels_and_a_correction() -> None:
         ("votes", {"prompt": "x", "response_1": "a", "response_2": "b", "human": [3]}, "human[0]", "no label 3: expected 1, 2, a, b, 0 or tie, both_good, both_bad"),
         ("votes", {"prompt": "x", "response_1": "a", "response_2": "b", "annotators": [1], "human": {"d": {"votes": ["a", "b"]}}}, "human.d.votes", "2 votes, but 1 annotators"),
         ("thumbs", {"prompt": "x", "completion": "y", "label": "good"}, "label", "expected true or false, found 'good'"),
+        ("reaction", {"prompt": "x", "error_response": "y"}, "has_error", "is missing"),
         ("reaction", {"prompt": "x", "has_error": 1, "error_response": "y"}, "has_error", "expected true or false"),
         ("rated", {"prompt": "x", "response": "y", "judge_scores": [1], "judge_feedback": []}, "judge_feedback", "0 texts, but 1 scores"),
         ("refusals", {"prompt": "x", "response": "y", "human": ["2_refusal"], "judge": {}}, "human[0]", "no label '2_refusal'; did you mean '2_full_refusal'?"),
@@ -551,3 +554,38 @@ def test_our_own_format_is_known_by_its_answers_or_its_meta() -> None:
 def test_an_unknown_format_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(DataError, match=r"^no format 'alpacca'; did you mean 'alpaca'\?$"):
         named("alpacca")
+
+
+def test_null_votes_are_no_verdicts() -> None:
+    row = {"prompt": "Hi", "response_1": "a", "response_2": "b", "human": [None, 1], "author": "ann_lee"}
+    group = read(row, "votes")
+    assert group.verdicts == (Pair(better=0, worse=1, rater="human:2"),)
+    assert group.meta == {"author": "ann_lee"}  # a name, not two
+    unsaid = {"d": {"votes": [None]}, "e": {"votes": [None]}}
+    assert read({**row, "human": unsaid}, "votes").verdicts == ()
+    several = {"d": {"votes": ["a"]}, "e": {"votes": ["b"]}}  # no attribute is the overall one
+    assert [type(v) for v in read({**row, "human": several}, "votes").verdicts] == [Score, Score]
+
+
+def test_remarks_of_a_rater_stay_in_meta() -> None:
+    said = [{"rater": "x", "remark": "hm"}]
+    group = read({"prompt": "Hi", "responses": [{"text": "a", "human": said}, {"text": "b"}]}, "ranked")
+    assert group.verdicts == ()
+    assert group.meta == {"responses": [{"human": said}, {}]}
+
+
+def test_system_is_a_model_when_it_is_one_word_beside_scores() -> None:
+    row = {"prompt": "Hi", "response": "Hello", "score": 1, "system": "Be brief."}
+    assert read(row, "rated").prompt == (system("Be brief."), HI)
+    assert read({**row, "model": "m"}, "rated").answers[0].model == "m"
+    assert read({**row, "system": "vicuna"}, "rated").answers[0].model == "vicuna"
+
+
+def test_scores_beside_a_thumb() -> None:
+    row = {"prompt": "Hi", "completion": "Hello", "label": True, "score": 0.25}
+    assert read(row, "thumbs").verdicts == (Thumb(answer=0, up=True), Score(answer=0, values={"score": 0.25}))
+
+
+def test_an_empty_row_is_no_known_format() -> None:
+    with pytest.raises(FieldError, match=r"^no known format has the fields nothing; known formats: "):
+        detect({})

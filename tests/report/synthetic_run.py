@@ -13,10 +13,11 @@ from trimtab.stats.winrate import length_matched, outcomes, win_rate
 
 ATTACK = "<script>alert('owned')</script><img src=x onerror=alert(1)> \x07 \u202eevil </textarea>"
 TOPICS = ("cooking", "travel", "grammar", "everyday maths")
-WORDS = (
-    "To make a simple soup, soften an onion in butter, add the vegetables you have and cover them with stock. Let it simmer "
-    "until everything is tender, then taste it and season. Serve with bread."
-).split()
+RECIPE = (
+    "To make a simple soup, soften an onion in butter, add the vegetables you have and cover them with stock. "
+    "Let it simmer until everything is tender, then taste it and season. Serve with bread."
+)
+WORDS = RECIPE.split()
 
 Json = dict[str, Any]
 
@@ -190,10 +191,11 @@ def write_run(
         "evaluate": {"models": ["base", "sft", "policy"], "prompts": "quickstart/heldout"},
     }
     entries = []
+    folder.mkdir(parents=True, exist_ok=True)
     for i, stage in enumerate(stages):
         place = folder / stage
-        place.mkdir(parents=True)
-        seconds = (352.0, 118.4, 940.2, 205.0)[i]
+        place.mkdir()
+        seconds = {"sft": 352.0, "reward": 118.4, "policy": 940.2, "evaluate": 205.0}[stage]
         manifest = {
             "stage": stage,
             "name": stage,

@@ -4,7 +4,7 @@ The function is registered with transformers as ``"trimtab"``; what a token may 
 the model's forward as the keyword ``view``. Nothing else of the model is touched.
 
     TreeView    training and prefill: packed Groups; scaled dot-product attention segment by segment
-    FlexView    the same for CUDA: one FlexAttention call with a block mask (its mask is tested on the CPU; it has not run on a GPU)
+    FlexView    the same for CUDA: one FlexAttention call with a block mask (the mask is tested; not yet run on a GPU)
     CacheView   sampling: one new token per row against that row's keys and values (see ``sampler``)
 
 Letters: B rows, H heads, K key-value heads, T tokens, D head size.
@@ -81,7 +81,7 @@ class TreeView:
         self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
 
     def _mask(self, before: int, length: int, window: int | None) -> Tensor | None:
-        """Which keys (before + length) each of ``length`` queries sees; None where plain causal masking says the same."""
+        """Which keys (before + length) each of ``length`` queries sees; None where causal masking says the same."""
         if window is not None and before + length <= window:
             window = None
         if window is None and before == 0:
@@ -98,7 +98,7 @@ class TreeView:
         if self.keep is not None:
             self.keep[layer] = (k, v)
         grouped = q.shape[1] != k.shape[1]
-        # One split (its backward is one concatenation) instead of many slices (whose backward would be a full zero each).
+        # One split (its backward is one concatenation) instead of slices (the backward of each fills a whole zero row).
         qs, ks, vs = (list(x.split(self.segments, dim=2)) for x in (q, k, v))
         out: list[Tensor] = []
         at = 0

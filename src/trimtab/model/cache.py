@@ -20,6 +20,8 @@ WHOLE_BYTES = 512 * 2**20
 NUM_BLOCKS = 4096
 BLOCK_BYTES = 4096
 STALE_S = 24 * 3600
+MAKING = ".making-"  # what is under way; swept a day later if nobody finished it
+BROKEN = ".broken-"
 
 
 def cache_folder() -> Path:
@@ -81,7 +83,7 @@ def made_once(folder: Path, make: Callable[[Path], None], *, origin: Mapping[str
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        work = Path(tempfile.mkdtemp(prefix=f".making-{folder.name}-", dir=folder.parent))
+        work = Path(tempfile.mkdtemp(prefix=f"{MAKING}{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise ModelError(
             f"the cache {folder.parent} cannot be written ({error.strerror}); set TRIMTAB_CACHE to a folder that can"
@@ -123,7 +125,7 @@ def _publish(work: Path, folder: Path) -> None:
             return
         if not folder.exists():
             raise
-        broken = Path(tempfile.mkdtemp(prefix=".broken-", dir=folder.parent))
+        broken = Path(tempfile.mkdtemp(prefix=BROKEN, dir=folder.parent))
         folder.rename(broken / "folder")
         work.rename(folder)
         shutil.rmtree(broken, ignore_errors=True)
@@ -135,8 +137,8 @@ def _for_folders(mode: int) -> int:
 
 
 def _sweep(parent: Path) -> None:
-    for pattern in (".making-*", ".broken-*"):
-        for path in parent.glob(pattern):
+    for prefix in (MAKING, BROKEN):
+        for path in parent.glob(f"{prefix}*"):
             if (modified := _modified(path)) is not None and time.time() - modified > STALE_S:
                 shutil.rmtree(path, ignore_errors=True)
 

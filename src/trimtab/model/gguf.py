@@ -1,13 +1,14 @@
 """GGUF files into Hugging Face folders, through transformers' own reading of GGUF.
 
-Two things are put right on the way. ``save_pretrained`` refuses a model that came from a GGUF file, so the model is
-rebuilt from its configuration without the trace of it. And transformers (5.23) rebuilds byte-level tokenizers without
-the digit splitting that some vocabularies were learned with (SmolLM's among them), which changes the tokens of every
-numbered list ("\\n\\n1.").
+Three things are put right on the way. ``save_pretrained`` refuses a model that came from a GGUF file, so the model is
+rebuilt from its configuration without the trace of it. Transformers (5.23) rebuilds byte-level tokenizers without the
+digit splitting that some vocabularies were learned with (SmolLM's among them), which changes the tokens of every
+numbered list ("\\n\\n1."). And it adds GPT-2's ``<|endoftext|>`` to vocabularies that lack it, past the last embedding.
 """
 
 from __future__ import annotations
 
+import json
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,11 +36,12 @@ DIGIT_SPLITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a GGUF file says of itself: architecture, tokenizer, context length, and the float type it is written in."""
+    """What a GGUF file says of itself: architecture, tokenizer, lengths, and the float type to keep its weights in."""
 
     architecture: str
     tokenizer: str | None
     splits: str | None
+    num_tokens: int
     context_tokens: int | None
     dtype: torch.dtype
 
@@ -103,6 +105,7 @@ def read_header(path: Path) -> Header:
         architecture=architecture,
         tokenizer=metadata.get("tokenizer.ggml.model"),
         splits=metadata.get("tokenizer.ggml.pre"),
+        num_tokens=int(metadata.get("tokenizer.ggml.tokens", 0)),
         context_tokens=metadata.get(f"{architecture}.context_length"),
         dtype=dtype or torch.bfloat16,
     )
@@ -122,15 +125,25 @@ def _check_splits(path: Path, header: Header) -> None:
 
 
 def _tokenizer(path: Path, header: Header) -> PreTrainedTokenizerBase:
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     if header.splits in DIGIT_SPLITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-    return tokenizer
+    if len(tokenizer) <= header.num_tokens:
+        return tokenizer
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < header.num_tokens]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        chat_template=tokenizer.chat_template,
+        add_bos_token=tokenizer.init_kwargs.get("add_bos_token", False),
+        add_eos_token=tokenizer.init_kwargs.get("add_eos_token", False),
+        **tokenizer.special_tokens_map,
+    )
 
 
 def _model(path: Path, header: Header) -> PreTrainedModel:

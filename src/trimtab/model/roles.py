@@ -15,7 +15,6 @@ from typing import Literal
 from torch import nn
 
 from trimtab.config import ModelRef
-from trimtab.errors import ConfigError
 from trimtab.model.trunk import Lora, ScalarHead, Trunk
 
 Layout = Literal["shared", "paired", "separate"]
@@ -60,8 +59,6 @@ def build_roles(
     The actor starts as a copy of ``init``'s adapter (fresh when it has none) and the reference *is* that adapter, so
     KL(actor, reference) is 0 at the start. The critic starts from the same adapter under a zero head.
     """
-    if init.name in ("actor", "critic"):
-        raise ConfigError(f"a stage that a policy starts from cannot be called {init.name!r}")
     trunk, start = Trunk.open(init, dtype=dtype)
     trunk.derive_adapter("actor", start, lora, seed=seed)
 

@@ -1,7 +1,7 @@
 """A trunk: one frozen base model that carries several roles as (adapter, head) pairs.
 
-actor, reference, critic and reward on one trunk are four models for the memory of one. The reference is the adapter that
-the actor started from (or no adapter at all), so it costs nothing.
+actor, reference, critic and reward on one trunk are four models for the memory of one. The reference is the adapter
+that the actor started from (or no adapter at all), so it costs nothing.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ class Trunk:
         """Put another model's adapter on this trunk, which must be its base; return the adapter's name."""
         if model.artifact is None:
             return None
-        if model.name not in self.adapters:
-            self.load_adapter(model.name, model.artifact.folder)
-        return model.name
+        name = f"{model.name}-adapter"  # apart from the roles' own names, whatever a recipe calls its stages
+        if name not in self.adapters:
+            self.load_adapter(name, model.artifact.folder)
+        return name
 
     def derive_adapter(self, name: str, source: str | None, lora: Lora, *, seed: int) -> None:
         """Add an adapter that starts as ``source`` (bit for bit), or fresh when that is the bare base."""
@@ -223,21 +224,20 @@ class Trunk:
             with self.using(None):
                 yield
             return
-        originals: list[tuple[nn.Module, Tensor]] = []
+        originals: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad():
             for layer in self._layers:
                 if name in getattr(layer, "lora_A", {}):
-                    base = layer.get_base_layer()
-                    weight: Tensor = base.weight  # type: ignore[assignment]
-                    originals.append((base, weight.data))
-                    delta = layer.get_delta_weight(name)  # type: ignore[operator]
-                    base.weight.data = (weight.to(wide(weight.dtype)) + delta).to(weight.dtype)  # type: ignore[union-attr]
+                    weight: Tensor = layer.get_base_layer().weight
+                    originals.append((weight, weight.data))
+                    delta: Tensor = layer.get_delta_weight(name)
+                    weight.data = (weight.to(wide(weight.dtype)) + delta).to(weight.dtype)
         try:
             with self.using(None):
                 yield
         finally:
-            for base, weight in originals:
-                base.weight.data = weight  # type: ignore[union-attr]
+            for weight, data in originals:
+                weight.data = data
 
     @property
     def decoder(self) -> nn.Module:

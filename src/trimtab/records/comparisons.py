@@ -185,14 +185,17 @@ def _tie(fields: Fields) -> Tie | None:
 
 
 def _models(fields: Fields) -> tuple[str | None, str | None]:
-    """Take who wrote the answers: ``model_a`` and ``model_b``, or ``models`` / ``author``, a list or ``one_other``."""
+    """Take who wrote the answers: ``model_a`` and ``model_b``, a list, or ``one_other`` under ``models``."""
     if fields.has("model_a", "model_b"):
         return fields.text("model_a"), fields.text("model_b")
     key = fields.first("models", "author", "authors")
     if key is None:
         return None, None
     value = fields.row[key]
-    both = value.split("_") if isinstance(value, str) else as_list(value, fields.name(key))
+    if isinstance(value, str):
+        both: Sequence[object] = value.split("_") if key == "models" else ()
+    else:
+        both = as_list(value, fields.name(key))
     if len(both) != 2:
         return None, None  # not understood: it stays in meta
     fields.take(key)

@@ -60,10 +60,8 @@ def kind_of(value: object) -> str:
             return "text"
         case Mapping():
             return "an object"
-        case Sequence():
-            return "a list"
         case _:
-            return f"a {type(value).__name__}"
+            return "a list"
 
 
 def as_text(value: object, field: str) -> str:
@@ -186,7 +184,10 @@ class Fields:
         are refused, because without them the conversation would mean something else.
         """
         value = self.take(key)
-        items = [value] if isinstance(value, Mapping) else as_list(value, self.name(key))
+        if isinstance(value, str) or not isinstance(value, Mapping | Sequence):
+            or_text = "" if key.startswith(("messages", "conversation")) else "text or "
+            raise FieldError(self.name(key), f"expected {or_text}a list of messages, found {kind_of(value)}")
+        items = [value] if isinstance(value, Mapping) else value
         found = [
             _message(as_object(item, f"{self.name(key)}[{i}]"), f"{self.name(key)}[{i}]")
             for i, item in enumerate(items)

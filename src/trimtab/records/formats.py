@@ -68,7 +68,7 @@ def _is_thumbs(row: Keys) -> bool:
 
 def _is_rated(row: Keys) -> bool:
     scored = isinstance(row.get("scores"), Mapping) or isinstance(row.get("ratings"), Mapping)
-    scored = scored or _any(row, "judge_scores", "score", "reward") or "helpfulness" in row
+    scored = scored or _any(row, "judge_scores", "score", "reward", "correct", "helpfulness")
     return scored and _any(row, "response", "completion", "output") and _any(row, *PROMPTS)
 
 

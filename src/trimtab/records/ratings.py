@@ -41,7 +41,8 @@ def thumbs(fields: Fields) -> Group:
         turns = take_prompt(fields)
         prompt, answer = turns[:-1], answer_from(turns[-1:], "messages")
     key = fields.first("label", "kto_tag")
-    verdicts = () if key is None else (Thumb(answer=0, up=_up(fields.take(key), key)),)
+    thumb = () if key is None else (Thumb(answer=0, up=_up(fields.take(key), key)),)
+    verdicts = (*thumb, *_scores(fields, 0))
     return Group(id=fields.id(), prompt=prompt, answers=(answer,), verdicts=verdicts, meta=fields.rest())
 
 
@@ -62,10 +63,10 @@ def reaction(fields: Fields) -> Group:
 
 def rated(fields: Fields) -> Group:
     """One answer and its scores: by several judges (``judge_scores``), by attribute (``scores``, HelpSteer), or one."""
-    prompt = take_prompt(fields, system=False)
-    answer = take_answer(
-        fields, "response", "completion", "output", "answer", model=fields.optional_text("system", "model")
-    )
+    named = _system_names_model(fields)
+    prompt = take_prompt(fields, system=not named)
+    model = fields.optional_text("model", "system") if named else fields.optional_text("model")
+    answer = take_answer(fields, "response", "completion", "output", "answer", model=model)
     verdicts = (*_judge_scores(fields), *_scores(fields, 0))
     flat = {name: fields.optional_number(name) for name in HELPSTEER}
     values = {name: value for name, value in flat.items() if value is not None}
@@ -135,6 +136,12 @@ def _up(value: object, field: str) -> bool:
     if isinstance(value, bool) or value in (0, 1):
         return bool(value)
     raise FieldError(field, f"expected true or false, found {value!r}")
+
+
+def _system_names_model(fields: Fields) -> bool:
+    """Tell whether ``system`` is the name of a model (one word) and no system prompt."""
+    said = fields.row.get("system")
+    return isinstance(said, str) and len(said.split()) == 1
 
 
 def _task_id(fields: Fields, model: str | None) -> str:
@@ -214,7 +221,7 @@ def _several_raters(items: list[Fields]) -> Iterator[Verdict]:
             values = {
                 name.removesuffix("_rating"): as_number(said.take(name), said.name(name))
                 for name in said.row
-                if said.has(name) and name not in RATER_KEYS and not name.endswith("rank")
+                if isinstance(said.row[name], int | float) and name not in RATER_KEYS and not name.endswith("rank")
             }
             if values:
                 yield Score(answer=i, values=values, rater=rater)
@@ -222,7 +229,7 @@ def _several_raters(items: list[Fields]) -> Iterator[Verdict]:
             if rank is not None:
                 ranks.setdefault(rater, {})[i] = rank
             if said.rest():
-                item.put_back("human")  # ranks by single attribute
+                item.put_back("human")  # ranks by single attribute, remarks
     for rater, given in ranks.items():
         yield from _tiers(given, rater=rater)
 

@@ -247,7 +247,7 @@ def _plain(value: object) -> object:
 
 
 def _dataset_rows(source: Source) -> Iterator[Row | Refused]:
-    name = f"{source.name}:{source.split}" if source.kind == "hub" and source.split else source.name
+    name = f"{source.name}:{source.split}" if source.split else source.name
     dataset = _saved_dataset(source) if source.kind == "saved" else _hub_dataset(source)
     stem = source.path.name if source.kind == "saved" else source.name
     for number, value in enumerate(dataset, 1):

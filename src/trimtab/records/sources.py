@@ -25,7 +25,7 @@ _SPLIT = re.compile(r"(?P<path>.+):(?P<split>\w+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A source that was found; ``name`` is what the user wrote, ``split`` what stood after the colon."""
+    """A source that was found: ``name`` is what the user wrote before a colon, ``split`` what stood after it."""
 
     name: str
     kind: Literal["file", "folder", "saved", "hub"]
@@ -43,7 +43,7 @@ def resolve(source: str | Path) -> Source:
         return Source(name=name, kind="file", path=_bundled(name))
     split = _SPLIT.fullmatch(name)
     if split and is_saved(Path(split["path"])):
-        return Source(name=name, kind="saved", path=Path(split["path"]), split=split["split"])
+        return Source(name=split["path"], kind="saved", path=Path(split["path"]), split=split["split"])
     hub = _HUB_ID.fullmatch(name)
     if hub and not name.endswith(SUFFIXES) and isinstance(source, str):
         return Source(name=hub["name"], kind="hub", split=hub["split"])

@@ -40,8 +40,9 @@ class Answer:
     """One answer to the Group's prompt.
 
     ``finish`` is ``"stop"`` when the writer ended it, ``"length"`` when a cap cut it, ``None`` when unknown (treated as
-    ended). ``messages`` holds the rest of a conversation when the answer is more than one turn (SFT on several assistant
-    turns, tool use); then ``text`` is the last assistant turn. ``logprob`` is the writer's own sum over tokens, in nats.
+    ended). ``messages`` holds the rest of a conversation when the answer is more than one turn (SFT on several
+    assistant turns, tool use); then ``text`` is the last assistant turn. ``logprob`` is the writer's own sum over
+    tokens, in nats.
     """
 
     text: str
@@ -158,7 +159,7 @@ def answers_named(verdict: Verdict) -> tuple[int, ...]:
 
 
 def pairs(group: Group) -> list[Pair]:
-    """Return every strict preference in a Group: its pairs, and all pairs that its rankings imply. Ties are left out."""
+    """Return every strict preference in a Group: its pairs and those its rankings imply. Ties are left out."""
     found: list[Pair] = []
     for verdict in group.verdicts:
         if isinstance(verdict, Pair) and verdict.tie is None:

@@ -4,7 +4,7 @@
     write_preference          DPO, reward model {"prompt": [messages], "chosen": [messages], "rejected": [messages]}
     write_unpaired            KTO               {"prompt": [messages], "completion": [messages], "label": true}
 
-A Group that gives no row is named in ``Written.left_out``. Fields as in TRL's documentation, "Dataset formats and types".
+A Group that gives no row is named in ``Written.left_out``. The fields are those of TRL's "Dataset formats and types".
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ the page's content policy allows no script, no frame and no request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from math import isfinite, nan
@@ -70,11 +70,11 @@ def render(run: RunRecord, health: Mapping[str, Sequence[Reading]]) -> str:
         autoescape=True, undefined=StrictUndefined, finalize=_shown, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "percent": percent,
-        "tenths": tenths,
-        "short": short,
-        "duration": duration,
-        "gigabytes": lambda value: f"{value:.1f} GB" if isfinite(value) else "–",
+        "percent": _or_dash(percent),
+        "tenths": _or_dash(tenths),
+        "short": _or_dash(short),
+        "duration": _or_dash(duration),
+        "gigabytes": _or_dash(lambda value: f"{value:.1f} GB"),
         "svg": Markup,
     }
     evaluation = run.evaluation
@@ -215,8 +215,6 @@ def visible(text: str) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time in words: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if not isfinite(seconds):
-        return "–"
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -227,7 +225,12 @@ def duration(seconds: float) -> str:
 
 def tenths(value: float) -> str:
     """Return a share as percent with one decimal."""
-    return f"{100 * value:.1f}%" if isfinite(value) else "–"
+    return f"{100 * value:.1f}%"
+
+
+def _or_dash(write: Callable[[float], str]) -> Callable[[float], str]:
+    """Return a table's way to write a number: a dash when it is not known."""
+    return lambda value: write(value) if isfinite(value) else "–"
 
 
 def _shown(value: object) -> object:

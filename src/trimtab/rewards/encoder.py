@@ -33,8 +33,8 @@ def encoder(ref: Source | str | Path = "minilm-l6-v2") -> Encode:
     computed once, batches sorted by length.
 
     Nothing is truncated: a text longer than the encoder's window (MiniLM: 256 tokens) is cut into windows, each is
-    encoded by itself, and the mean goes over the tokens of all of them. An empty text has the vector of
-    its special tokens. Raises ModelError when the encoder cannot be loaded.
+    encoded by itself, and the mean goes over the tokens of all of them. An empty text has the vector of its special
+    tokens; no texts give (0, D). Raises ModelError when the encoder cannot be loaded.
     """
     from trimtab.model.load import load_encoder
 
@@ -63,6 +63,8 @@ def _vectors(loaded: Loaded, texts: list[str], window: int) -> NDArray[np.float3
     import torch
 
     model, pad = loaded.model, loaded.tokenizer.pad_token_id or 0
+    if not texts:
+        return np.zeros((0, model.config.hidden_size), dtype=np.float32)
     cut = loaded.tokenizer(texts, truncation=True, max_length=window, return_overflowing_tokens=True)
     pieces: list[tuple[int, list[int]]] = list(zip(cut["overflow_to_sample_mapping"], cut["input_ids"], strict=True))
     sums = torch.zeros(len(texts), model.config.hidden_size)  # (N, D)
@@ -79,7 +81,7 @@ def _vectors(loaded: Loaded, texts: list[str], window: int) -> NDArray[np.float3
 
 
 def _batches(pieces: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[int]]]]:
-    """Batches of at most ``BATCH_TOKENS`` padded tokens (at least one piece), shortest first so that little is padding."""
+    """Batches of at most ``BATCH_TOKENS`` padded tokens (at least one piece), shortest first: little is padding."""
     batch: list[tuple[int, list[int]]] = []
     for piece in sorted(pieces, key=lambda piece: len(piece[1])):
         if batch and len(piece[1]) * (len(batch) + 1) > BATCH_TOKENS:

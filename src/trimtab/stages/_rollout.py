@@ -155,7 +155,9 @@ class Roller:
         if len(bad):
             group = self.as_groups(chosen, answers)[int(bad[0]) // self.k]
             answer = group.answers[int(bad[0]) % self.k]
-            raise RewardError(f"the reward of an answer to {group.id!r} is not a finite number; the answer: {answer.text!r}")
+            raise RewardError(
+                f"the reward of an answer to {group.id!r} is not a finite number; the answer: {answer.text!r}"
+            )
 
 
 def critic_values(critic: Role, batch: TreeBatch) -> Tensor:

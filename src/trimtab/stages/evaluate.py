@@ -96,9 +96,7 @@ def _answers(
         if not path.exists():
             trunk = trunks.setdefault(model.base, Trunk.load(model.base, dtype=run.dtype))
             cap = sampling.max_tokens if model.artifact is not None else base_max_tokens
-            own = Sampling(
-                max_tokens=cap, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k
-            )
+            own = Sampling(max_tokens=cap, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
             write_json(path, _sample(run, trunk, model, groups, own, place * len(groups)))
         found[model.name] = json.loads(path.read_text())
         run.reporter.advance((place + 1) * len(groups), {})
@@ -116,7 +114,9 @@ def _sample(
         progress=lambda done: run.reporter.advance(before + done, {}),
     )  # fmt: skip
     return [
-        {"text": trunk.chat.decode(a.tokens), "tokens": len(a.tokens), "finish": a.finish} for own in sampled for a in own
+        {"text": trunk.chat.decode(a.tokens), "tokens": len(a.tokens), "finish": a.finish}
+        for own in sampled
+        for a in own
     ]
 
 
@@ -150,7 +150,10 @@ def _judge(
     fitted = EncoderJudge.fit(read_groups(judge.source).groups, encoder(ref), seed=run.seed)
     texts = [group.prompt[-1].content for group in groups]
     scores = {name: fitted.score(texts, [row["text"] for row in rows]) for name, rows in answers.items()}
-    said: dict[str, Any] = {"scores": {name: values.tolist() for name, values in scores.items()}, "accuracy": float("nan")}
+    said: dict[str, Any] = {
+        "scores": {name: values.tolist() for name, values in scores.items()},
+        "accuracy": float("nan"),
+    }
     if heldout is not None:
         card = fitted.accuracy(read_groups(heldout.source).groups)
         said |= {

@@ -34,7 +34,7 @@ from trimtab.train.run import Means, Run, invariant
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KL:
-    """KL to the reference, taken from the reward: ``beta`` per nat, adapted towards ``target`` nats when one is given."""
+    """KL to the reference, taken from the reward: ``beta`` per nat, adapted towards ``target`` nats if one is given."""
 
     beta: float = 0.05
     target: float | None = None
@@ -81,9 +81,9 @@ def policy(
     lr: float = 1e-4,
     critic_lr: float = 3e-4,
     critic_warmup: int = 4,
-    kl: KL = KL(),  # noqa: B008 - frozen, as those below
-    clip: Clip = Clip(),  # noqa: B008
-    shaping: Shaping = Shaping(),  # noqa: B008
+    kl: KL = KL(),
+    clip: Clip = Clip(),
+    shaping: Shaping = Shaping(),
     gamma: float = 1.0,
     lam: float = 0.95,
     roles: Layout = "shared",
@@ -226,10 +226,14 @@ class _Task:
         """Before the first update the actor is the reference, and the sampler is the trainer."""
         kl = float((rollout.logps - rollout.ref_logps).abs().max())
         exact = self.roles.actor.trunk is self.roles.reference.trunk
-        invariant(kl <= (0.0 if exact else 1e-3), f"step 0: actor and reference differ by {kl:.3g} nats; they must be equal")
+        invariant(
+            kl <= (0.0 if exact else 1e-3), f"step 0: actor and reference differ by {kl:.3g} nats; they must be equal"
+        )
         if self._whole():
             gap = float(masked_mean((rollout.logps - rollout.sampled_logps).abs(), rollout.mask))
-            invariant(gap < 0.2, f"step 0: sampler and trainer differ by {gap:.3g} nats a token: they run different models")
+            invariant(
+                gap < 0.2, f"step 0: sampler and trainer differ by {gap:.3g} nats a token: they run different models"
+            )
 
     def _accumulate(
         self, work: _Work, rollout: Rollout, advantages: Tensor, targets: Tensor, groups: tuple[str, ...] | None
@@ -249,7 +253,10 @@ class _Task:
                 aggregate(terms.loss, mask, self.method.aggregation, work.totals).sum().backward()
             if work.first:
                 off = float((terms.ratio - 1)[mask].abs().max())
-                invariant(off == 0.0, f"the first update's ratio is off by {off:.3g}: old log-probabilities are not the actor's")
+                invariant(
+                    off == 0.0,
+                    f"the first update's ratio is off by {off:.3g}: old log-probabilities are not the actor's",
+                )
             metrics |= {
                 "policy/loss": terms.loss.detach()[mask],
                 "policy/ratio": terms.ratio[mask],

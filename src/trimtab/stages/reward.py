@@ -50,7 +50,7 @@ def reward(
     mean 0 and deviation 1 over the training answers (Ziegler et al., 2019).
     """
     trunk, adapter = Trunk.open(init, dtype=run.dtype)
-    trunk.derive_adapter("reward", adapter if adapter != "reward" else None, lora, seed=derive(run.seed, "lora"))
+    trunk.derive_adapter("reward", adapter, lora, seed=derive(run.seed, "lora"))
     head = ScalarHead(trunk.hidden_size)
     groups, tokens = _load(data, trunk, max_length, run)
     task = _Task(
@@ -63,7 +63,13 @@ def reward(
         ]
     )
     with trunk.using("reward"):
-        fit(run, task, optimiser, Pace(steps=num_steps(len(tokens), batch, epochs)), show=("train/loss", "train/accuracy"))
+        fit(
+            run,
+            task,
+            optimiser,
+            Pace(steps=num_steps(len(tokens), batch, epochs)),
+            show=("train/loss", "train/accuracy"),
+        )
     model = RewardModel(trunk, "reward", head)
     metrics = _standardise(model, tokens)
     if heldout is not None:
@@ -80,7 +86,9 @@ def _load(data: DataRef, trunk: Trunk, max_length: int, run: Run) -> tuple[list[
     if not judged:
         raise DataError(f"{data.source}: no preference pairs in it (nothing says which of two answers is better)")
     if len(judged) < len(found):
-        run.note(f"{data.source}: {len(found) - len(judged)} of {len(found)} groups hold no strict preference and were left out")
+        run.note(
+            f"{data.source}: {len(found) - len(judged)} of {len(found)} groups hold no strict preference, left out"
+        )
     return encode(judged, trunk.chat, max_length=max_length, run=run, what="preferences")
 
 
@@ -165,8 +173,10 @@ def _standardise(model: RewardModel, tokens: Sequence[TokenGroup], limit: int = 
     """Fold gain and bias into the head: r' = (r - mean) / std over training answers at a fixed stride."""
     sample = torch.tensor([s for row in _scores(model, tokens[:: max(1, len(tokens) // limit)]) for s in row])
     mean, std = float(sample.mean()), float(sample.std(correction=0))
-    invariant(std > 0 and math.isfinite(std), "the reward model gives every answer the same score: it has learned nothing")
-    model.head.weight /= std
+    invariant(
+        std > 0 and math.isfinite(std), "the reward model gives every answer the same score: it has learned nothing"
+    )
+    model.head.weight.div_(std)
     model.head.bias.copy_((model.head.bias - mean) / std)
     return {"score/mean_before": mean, "score/std_before": std}
 

@@ -37,11 +37,11 @@ def sft(
 ) -> Result:
     """Fine-tune on demonstrations: token-mean cross-entropy of the answers and their end (InstructGPT, step 1).
 
-    ``batch`` conversations a step; every assistant turn of a conversation is trained. ``micro_tokens`` bounds memory and
-    changes nothing else.
+    ``batch`` conversations a step; every assistant turn of a conversation is trained. ``micro_tokens`` bounds memory
+    and changes nothing else.
     """
     trunk, adapter = Trunk.open(init, dtype=run.dtype)
-    trunk.derive_adapter("sft", adapter if adapter != "sft" else None, lora, seed=derive(run.seed, "lora"))
+    trunk.derive_adapter("sft", adapter, lora, seed=derive(run.seed, "lora"))
     groups = read_groups(data.source).groups
     _, tokens = encode(groups, trunk.chat, max_length=max_length, run=run, what="demonstrations")
     invariant(
@@ -79,9 +79,7 @@ class _Micro:
 class _Task:
     """Batches of demonstrations, one update a step."""
 
-    def __init__(
-        self, trunk: Trunk, tokens: list[TokenGroup], *, batch: int, micro_tokens: int, seed: int
-    ) -> None:
+    def __init__(self, trunk: Trunk, tokens: list[TokenGroup], *, batch: int, micro_tokens: int, seed: int) -> None:
         self.trunk, self.tokens, self.batch, self.micro_tokens, self.seed = trunk, tokens, batch, micro_tokens, seed
 
     def updates(self, step: int, log: Means) -> Iterator[Update[_Micro]]:

@@ -57,7 +57,8 @@ def log_e_value(wins: ArrayLike, losses: ArrayLike, *, p: float = 0.5, prior: fl
 def confidence_sequence(wins: int, losses: int, *, alpha: float = 0.05, prior: float = PRIOR) -> tuple[float, float]:
     """Return the ends of {p : E_p < 1/α}; (0, 1) before the first verdict.
 
-    log E_p is convex in p with its minimum at W / (W + L), so the set is an interval and each end is a root.
+    log E_p is convex in p with its minimum at W / (W + L), where it is at most 0; so the set is an interval, never
+    empty, and each end is a root (an end within 1e-9 of 0 or 1 is given as 0 or 1).
     """
     if wins < 0 or losses < 0:
         raise DataError(f"counts of verdicts cannot be negative: {wins} wins, {losses} losses")
@@ -68,9 +69,9 @@ def confidence_sequence(wins: int, losses: int, *, alpha: float = 0.05, prior: f
     def excess(p: float) -> float:
         return float(log_e_value(wins, losses, p=p, prior=prior)) - threshold
 
-    centre, edge = wins / (wins + losses), 1e-15
-    lo = 0.0 if wins == 0 else float(brentq(excess, edge, centre))
-    hi = 1.0 if losses == 0 else float(brentq(excess, centre, 1 - edge))
+    centre, edge = wins / (wins + losses), 1e-9
+    lo = float(brentq(excess, edge, centre, xtol=1e-15)) if wins and excess(edge) > 0 else 0.0
+    hi = float(brentq(excess, centre, 1 - edge, xtol=1e-15)) if losses and excess(1 - edge) > 0 else 1.0
     return lo, hi
 
 

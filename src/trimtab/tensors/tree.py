@@ -5,8 +5,8 @@ Letters used here and in ``model``:
     T  tokens in the batch          N  target tokens (answer tokens that a loss reads)
     A  answers in the batch         L  the longest answer         G  Groups
 
-A Group of a prompt and k answers takes ``len(prompt) + sum(len(answer))`` places. Every answer continues at the prompt's
-length, sees the prompt and itself, and nothing else. SFT is k=1, pairs are k=2, K-wise and group methods k=K.
+A Group of a prompt and k answers takes ``len(prompt) + sum(len(answer))`` places. Every answer continues at the
+prompt's length, sees the prompt and itself, and nothing else. SFT is k=1, pairs are k=2, K-wise and group methods k=K.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class TreeBatch:
 
 
 def pack(groups: Sequence[TokenGroup]) -> TreeBatch:
-    """Pack Groups into one TreeBatch. Empty answers are kept: they have no target, and their last token is the prompt's."""
+    """Pack Groups into one TreeBatch; an empty answer has no target, and its last token is the prompt's."""
     ids: list[int] = []
     position: list[int] = []
     spans: list[Span] = []

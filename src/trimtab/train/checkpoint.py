@@ -31,7 +31,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     partial = folder / f".partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / "tensors.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / "tensors.safetensors"
+    )
     (partial / "state.json").write_text(json.dumps(dict(checkpoint.state)))
     partial.rename(final)
     for other in folder.iterdir():

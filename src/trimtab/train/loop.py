@@ -2,8 +2,8 @@
 
 A *step* is what the log has one line for: one batch of demonstrations, or one round of rollouts. A step holds one or
 more *updates* of the weights (PPO: epochs x minibatches); an update is cut into *micro-batches* that fit in memory.
-Losses are divided by counts over the whole update (``tensors.aggregate.Totals``), never by a micro-batch's own, so how an
-update is cut does not change it.
+Losses are divided by counts over the whole update (``tensors.aggregate.Totals``), never by a micro-batch's own, so how
+an update is cut does not change it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def _step(task: Task, optimiser: Optimiser, pace: Pace, step: int) -> dict[str, 
             optimiser.accumulate()
         norms = optimiser.step(factor, update.groups)
         log.add({f"train/grad_norm{'' if len(optimiser.groups) == 1 else '/' + k}": v for k, v in norms.items()})
-    rates = {f"train/lr{'' if len(optimiser.groups) == 1 else '/' + k}": g.lr * factor for k, g in optimiser.groups.items()}
+    rates = {
+        f"train/lr{'' if len(optimiser.groups) == 1 else '/' + k}": g.lr * factor for k, g in optimiser.groups.items()
+    }
     return {**log.result(), **rates, "train/seconds": time.monotonic() - began}
 
 

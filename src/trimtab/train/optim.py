@@ -84,7 +84,9 @@ class Optimiser:
                 continue
             norm = float(torch.nn.utils.clip_grad_norm_(masters, self.max_grad_norm))
             if not math.isfinite(norm):
-                raise InvariantError(f"the gradient of {name!r} is not finite ({norm}); nothing was changed by this step")
+                raise InvariantError(
+                    f"the gradient of {name!r} is not finite ({norm}); nothing was changed by this step"
+                )
             adam = self.adam[name]
             for parameter_group in adam.param_groups:
                 parameter_group["lr"] = self.groups[name].lr * factor
