@@ -61,7 +61,7 @@ def test_models_are_the_base_an_earlier_stage_or_bundled(path: Path) -> None:
 
 
 @every_recipe
-def test_data_is_there(path: Path) -> None:
+def test_data_comes_with_the_package(path: Path) -> None:
     for stage in load_recipe(path).stages.values():
         for word in words(stage.stage, stage.settings, DataRef):
-            assert resolve(word)
+            assert resolve(word).path.is_file(), word

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -158,7 +159,7 @@ def _judge(
         card = fitted.accuracy(read_groups(heldout.source).groups)
         said |= {
             "accuracy": card.accuracy, "accuracy_lo": card.lo, "accuracy_hi": card.hi, "n": card.n,
-            "longer_wins": card.longer_wins, "finished_wins": card.finished_wins, "by_flaw": dict(card.by_flaw),
+            "longer_wins": card.longer_wins, "finished_wins": card.finished_wins, "by_flaw": {flaw: dataclasses.asdict(share) for flaw, share in card.by_flaw.items()},
             "limits": card.limits,
         }  # fmt: skip
     return said, scores

@@ -31,7 +31,7 @@ def schedule(step: int, steps: int, *, warmup: float = 0.03, floor: float = 0.1)
         warm-up of w = ceil(warmup * steps) steps:   (step + 1) / w
         after it, p = (step - w) / (steps - 1 - w):  floor + (1 - floor) (1 + cos(pi p)) / 2
 
-    Never 0; the last step has exactly ``floor``.
+    Never 0. The last step has exactly ``floor`` when two steps or more follow the warm-up; a single one has 1.
     """
     w = math.ceil(warmup * steps)
     if step < w:
@@ -75,26 +75,27 @@ class Optimiser:
     def step(self, factor: float, groups: Sequence[str] | None = None) -> dict[str, float]:
         """Clip, step and copy back; return each group's gradient norm before clipping.
 
-        Groups without a gradient are left alone. Raises InvariantError when a gradient is not finite.
+        Groups without a gradient are left alone; a group that is not named loses the gradient it has gathered. Raises
+        InvariantError when any gradient is not finite, before any weight or moment has changed.
         """
         norms: dict[str, float] = {}
         for name in groups if groups is not None else self.groups:
             masters = self.masters[name]
             if all(master.grad is None for master in masters):
                 continue
-            norm = float(torch.nn.utils.clip_grad_norm_(masters, self.max_grad_norm))
-            if not math.isfinite(norm):
+            norms[name] = float(torch.nn.utils.clip_grad_norm_(masters, self.max_grad_norm))
+            if not math.isfinite(norms[name]):
                 raise InvariantError(
-                    f"the gradient of {name!r} is not finite ({norm}); nothing was changed by this step"
+                    f"the gradient of {name!r} is not finite ({norms[name]}); nothing was changed by this step"
                 )
-            adam = self.adam[name]
-            for parameter_group in adam.param_groups:
+        for name in norms:
+            for parameter_group in self.adam[name].param_groups:
                 parameter_group["lr"] = self.groups[name].lr * factor
-            adam.step()
-            adam.zero_grad(set_to_none=True)
+            self.adam[name].step()
             with torch.no_grad():
-                torch._foreach_copy_(list(self.groups[name].parameters), masters)
-            norms[name] = norm
+                torch._foreach_copy_(list(self.groups[name].parameters), self.masters[name])
+        for adam in self.adam.values():  # also of groups not stepped: what they gathered would be lost by a kill
+            adam.zero_grad(set_to_none=True)
         return norms
 
     def state(self) -> dict[str, Tensor]:

@@ -87,7 +87,9 @@ class Run:
                     kept.append(line)
             except json.JSONDecodeError:
                 break
-        self.metrics_path.write_text("".join(kept))
+        partial = self.metrics_path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(self.metrics_path)  # at once: a kill here loses no line
 
 
 class Means:
