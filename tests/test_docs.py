@@ -154,14 +154,18 @@ def test_there_are_pages_and_decisions() -> None:
     assert len(numbers) >= 8
 
 
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md") if page.name != "README.md"]
+    assert [str(page) for page in pages if f"({page.as_posix()})" not in index] == []
+
+
 @every_decision
 def test_a_decision_is_told_in_full(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Context", "Choice", "Rejected", "Price"]
     assert re.match(rf"# {int(page.name[:4])}\. \S", text)
     assert 20 <= len(text.splitlines()) <= 40
-    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert f"(adr/{page.name})" in index
 
 
 def test_no_file_names_a_developers_machine() -> None:

@@ -6,17 +6,20 @@ A stage works in ``<run>/.work/<name>-<key>``; when it is done its manifest is w
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab import __version__
+from trimtab.errors import ConfigError
 
 MANIFEST = "manifest.json"
 
@@ -66,6 +69,17 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of this run folder; the lock goes with the process, however it ends."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{self.root} is in use by another process; wait for it, or give name=...") from None
+            yield
 
     def _slot(self, name: str, key: str) -> str:
         return f"{name}-{key[:12]}"

@@ -1,4 +1,7 @@
-"""The command line. Every command is a thin layer over the library; settings are ``key=value``, never flags per field."""
+"""The command line: each command is a thin layer over the library; settings are ``key=value``, never flags per field.
+
+What a user can put right is one sentence on stderr and exit code 2; a broken promise of ours is 3, Ctrl-C 130.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,38 @@ import dataclasses
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from trimtab import __version__
-from trimtab.console import Live
-from trimtab.errors import ConfigError, TrimtabError, UserError, did_you_mean
+from trimtab.console import Live, Polite, err, out, warn, words
+from trimtab.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from trimtab.config import ModelRef, Recipe
+    from trimtab.model.sampler import Sampled, Sampling, TorchSampler
+    from trimtab.records.types import Group, Message
 
 app = typer.Typer(
-    help="Turn a language model into one that people prefer.",
+    cls=Polite, help="Turn a language model into one that people prefer.", epilog="Example: trimtab run quickstart",
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
 )  # fmt: skip
-data_app = typer.Typer(help="Look into data files, and convert them.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Look into data files, and convert them.",
+    epilog="Example: trimtab data inspect my.jsonl",
+    no_args_is_help=True,
+)
 app.add_typer(data_app, name="data")
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
 
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="Settings to change.")]
-KNOWN_WORDS = ("run", "train", "generate", "chat", "score", "data", "list", "show", "doctor")
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
+SampledModel = Annotated[
+    str, typer.Argument(help="A run's stage folder, a bundled name, a local folder, a .gguf file or a hub id.")
+]
+Source = Annotated[str, typer.Argument(help="A file, a folder, a hub id, or quickstart/NAME.")]
+Format = Annotated[str | None, typer.Option(help="Read as this format instead of detecting it.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -35,8 +48,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         from trimtab.artifacts import revision
 
-        out.print(revision())
+        out.print(f"trimtab {revision()}", highlight=False)
         raise typer.Exit
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 @app.command(epilog="Example: trimtab run recipes/quickstart.yaml policy.steps=20 seed=1")
@@ -49,127 +65,121 @@ def run(
     _run(load_recipe(find_recipe(recipe), settings or []))
 
 
-@app.command(epilog="Example: trimtab train sft data=my.jsonl model=smollm2-135m-instruct epochs=1")
+@app.command(epilog="Example: trimtab train sft data=my.jsonl model=smollm2-135m-instruct epochs=1 lora.rank=8")
 def train(
     stage: Annotated[str, typer.Argument(help="A stage: see 'trimtab list stages'.")], settings: Settings = None
 ) -> None:
     """Run one stage without a recipe. The result lands in runs/STAGE (name=... to change)."""
-    from trimtab.config import Recipe, check_recipe, read_yaml
+    from trimtab.config import Recipe, check_recipe, read_setting
     from trimtab.registry import STAGES
 
     entry = STAGES[stage]
     top = {field.name for field in dataclasses.fields(Recipe)} - {"stages"}
     raw: dict[str, Any] = {"name": stage, "stages": {stage: {}}}
-    rest: list[str] = []
+    overrides: list[str] = []
     for setting in settings or []:
-        key, eq, value = setting.partition("=")
-        if not eq:
-            raise ConfigError(f"{setting!r} is not of the form key=value")
-        if key in top and key not in entry.options:
-            raw[key] = read_yaml(value, setting)
-        elif key.split(".")[0] in entry.options:
-            rest.append(f"{stage}.{setting}")
+        key, value = read_setting(setting)
+        if key.split(".")[0] in entry.options:
+            overrides.append(f"{stage}.{setting}")
+        elif key in top:
+            raw[key] = value
         else:
             raise ConfigError(f"stage {stage!r} has no option {key!r}{did_you_mean(key, [*entry.options, *top])}")
-    _run(check_recipe(raw, f"trimtab train {stage}", rest, name=stage))
+    _run(check_recipe(raw, f"trimtab train {stage}", overrides, name=stage))
 
 
-def _run(recipe: Any) -> None:
+def _run(recipe: Recipe) -> None:
     from trimtab.pipeline import run_recipe
     from trimtab.report.summary import sentences
 
+    _check_references(recipe)
     live = Live(out)
     try:
         root = run_recipe(recipe, live)
     finally:
         live.close()
-    for sentence in sentences(json.loads((root / "summary.json").read_text())):
-        out.print(f"  {sentence}", highlight=False)
-    out.print(f"[bold]report[/]   {root / 'report.html'}", highlight=False)
-    out.print(f"[bold]summary[/]  {root / 'summary.json'}", highlight=False)
+    for sentence in sentences(json.loads((root / "summary.json").read_text(encoding="utf-8"))):
+        out.print(words(f"  {sentence}"))
+    out.print(Text("report   ", style="bold") + words(str(root / "report.html")))
+    out.print(Text("summary  ", style="bold") + words(str(root / "summary.json")))
 
 
-def _open(model: str, settings: list[str] | None, **defaults: Any) -> tuple[Any, Any]:
-    """A model and how to sample from it."""
-    import pydantic
-
-    from trimtab.config import read_yaml
-    from trimtab.model.sampler import Sampling, TorchSampler
-    from trimtab.model.trunk import Trunk
+def _check_references(recipe: Recipe) -> None:
+    """Find every model and file that a recipe names before its first stage runs, not hours later."""
+    from trimtab.config import DataRef, references
     from trimtab.pipeline import find_model
+    from trimtab.records.sources import resolve
 
-    values = dict(defaults)
-    known = [field.name for field in dataclasses.fields(Sampling)]
-    for setting in settings or []:
-        key, eq, text = setting.partition("=")
-        if not eq or key not in known:
-            raise ConfigError(f"no sampling option {key!r}{did_you_mean(key, known)}")
-        values[key] = read_yaml(text, setting)
-    try:
-        sampling = pydantic.TypeAdapter(Sampling).validate_python(values)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{first['loc'][0]}={first['input']!r}: {first['msg']}") from None
-    trunk, adapter = Trunk.open(find_model(model, Path(model).name))
-    return TorchSampler(trunk, adapter, stop=trunk.chat.stop), sampling
+    names = tuple(recipe.stages)
+    for config in recipe.stages.values():
+        for option, kind, word in references(config):
+            where = f"stages.{config.name}.{option}"
+            if kind is DataRef:
+                try:
+                    resolve(word)
+                except DataError as error:
+                    raise DataError(f"{where}: {error}") from None
+            elif word not in names:
+                find_model(recipe.model if word == "base" else word, word, None, names, where)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
 
 
 @app.command(epilog="Example: trimtab generate runs/quickstart/policy --prompt 'How do I boil an egg?' temperature=0")
 def generate(
-    model: Annotated[str, typer.Argument(help="A run's stage folder, a bundled name, a local folder or a hub id.")],
+    model: SampledModel,
     settings: Settings = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A file of prompts in any known format.")] = None,
-    output: Annotated[Path | None, typer.Option("--out", help="Write Groups to this JSONL file.")] = None,
-    k: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
+    output: Annotated[Path | None, typer.Option("--out", help="Write Groups to this file.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same answers.")] = 0,
 ) -> None:
-    """Answer prompts with a model."""
+    """Answer prompts with a model. Settings: max_tokens, temperature, top_p, top_k."""
     from trimtab.records.codec import write_groups
-    from trimtab.records.read import read_groups
-    from trimtab.records.types import Answer, Group, Message
+    from trimtab.records.types import Answer
 
-    if not prompt and not prompts:
-        raise ConfigError("nothing to answer: give --prompt TEXT or --prompts FILE")
-    groups = [
-        Group(id=f"prompt-{i}", prompt=(Message(role="user", content=text),)) for i, text in enumerate(prompt or [])
-    ]
-    if prompts:
-        groups += [group.with_answers(()) for group in read_groups(prompts).groups]
-    sampler, sampling = _open(model, settings, max_tokens=256, temperature=0.7)
+    groups = _prompts(prompt or [], prompts)
+    _check_target(output)
+    sampler, sampling = _sampler(model, settings or [])
     chat = sampler.trunk.chat
-    sampled = sampler.sample([chat.prompt(group.prompt) for group in groups], k=k, sampling=sampling, seed=seed)
-    answered = [
-        group.with_answers(
-            tuple(Answer(text=chat.decode(a.tokens), finish=a.finish, model=model, logprob=sum(a.logps)) for a in own)
-        )
-        for group, own in zip(groups, sampled, strict=True)
-    ]
+    live = Live(err)
+    live.begin("answering", len(groups) * k, "answer")
+    try:
+        sampled = sampler.sample(
+            [chat.prompt(group.prompt) for group in groups], k=k, sampling=sampling, seed=seed,
+            progress=lambda done: live.advance(done, {}),
+        )  # fmt: skip
+    finally:
+        live.close()
+
+    def record(a: Sampled) -> Answer:
+        return Answer(text=chat.decode(a.tokens), finish=a.finish, model=model, logprob=sum(a.logps))
+
+    answered = [g.with_answers(tuple(map(record, own))) for g, own in zip(groups, sampled, strict=True)]
     if output is not None:
-        out.print(f"{write_groups(output, answered)} groups written to {output}")
+        out.print(words(f"{write_groups(output, answered):,} groups written to {output}"))
         return
     for group in answered:
-        out.print(f"[bold]{_safe(group.prompt[-1].content)}[/]", highlight=False)
+        out.print(words(group.prompt[-1].content, style="bold"))
         for answer in group.answers:
-            cut = " [dim](cut off at max_tokens)[/]" if answer.finish == "length" else ""
-            out.print(f"  {_safe(answer.text)}{cut}", highlight=False)
+            out.print(Text("  ") + _answer(answer.text, answer.finish))
 
 
 @app.command(epilog="Example: trimtab chat smollm2-135m-instruct temperature=0.5")
-def chat(
-    model: Annotated[str, typer.Argument(help="A run's stage folder, a bundled name, a local folder or a hub id.")],
-    settings: Settings = None,
-) -> None:
+def chat(model: SampledModel, settings: Settings = None) -> None:
     """Talk to a model. An empty line or Ctrl-D ends it; /new forgets what was said."""
     from trimtab.records.types import Message
 
-    sampler, sampling = _open(model, settings, max_tokens=256, temperature=0.7)
+    sampler, sampling = _sampler(model, settings or [])
     talk: list[Message] = []
     turn = 0
     while True:
         try:
-            said = out.input("[bold]you:[/] ").strip()
-        except EOFError:
+            said = out.input(Text("you: ", style="bold")).strip()
+        except (EOFError, KeyboardInterrupt):
+            out.print()
             break
         if not said:
             break
@@ -177,94 +187,168 @@ def chat(
             talk = []
             continue
         talk.append(Message(role="user", content=said))
-        prompt = sampler.trunk.chat.prompt(talk)
-        ((answer,),) = sampler.sample([prompt], k=1, sampling=sampling, seed=turn)
+        ((answer,),) = sampler.sample([sampler.trunk.chat.prompt(talk)], k=1, sampling=sampling, seed=turn)
         turn += 1
         text = sampler.trunk.chat.decode(answer.tokens)
         talk.append(Message(role="assistant", content=text))
-        out.print(f"[bold cyan]model:[/] {_safe(text)}", highlight=False)
+        out.print(Text("model: ", style="bold cyan") + _answer(text, answer.finish))
 
 
 @app.command(epilog="Example: trimtab score runs/quickstart/reward answers.jsonl --out scored.jsonl")
 def score(
     model: Annotated[str, typer.Argument(help="The folder of a reward stage.")],
-    data: Annotated[str, typer.Argument(help="A file with prompts and answers in any known format.")],
+    source: Source,
     output: Annotated[Path | None, typer.Option("--out", help="Write Groups with Score verdicts to this file.")] = None,
 ) -> None:
-    """Score answers with a reward model."""
-    from trimtab.pipeline import find_model
+    """Score answers with a reward model: higher is better, 0 is the mean of its training answers."""
     from trimtab.records.codec import write_groups
     from trimtab.records.read import read_groups
     from trimtab.records.types import Score
     from trimtab.rewards.reward_model import RewardModel
 
-    groups = read_groups(data).groups
-    reference = find_model(model, "reward")
+    groups = read_groups(source).groups
+    if not any(group.answers for group in groups):
+        raise DataError(f"{source}: there are no answers in it to score")
+    _check_target(output)
+    reference = _find(model)
     scores = RewardModel.open(reference).score(groups)
     rater = f"reward:{reference.artifact.key[:12] if reference.artifact else model}"
-    if output is not None:
-        scored = [
-            dataclasses.replace(
-                group,
-                verdicts=(
-                    *group.verdicts,
-                    *(Score(answer=i, values={"reward": s}, rater=rater) for i, s in enumerate(row)),
-                ),
-            )
-            for group, row in zip(groups, scores, strict=True)
-        ]
-        out.print(f"{write_groups(output, scored)} groups written to {output}")
+    if output is None:
+        for group, row in zip(groups, scores, strict=True):
+            out.print(words(group.prompt[-1].content if group.prompt else group.id, style="bold"))
+            for answer, value in zip(group.answers, row, strict=True):
+                out.print(Text(f"  {value:+.3f}  ") + words(answer.text))
         return
+    scored = []
     for group, row in zip(groups, scores, strict=True):
-        for answer, value in zip(group.answers, row, strict=True):
-            out.print(f"{value:+.3f}  {_safe(answer.text[:100])!r}", highlight=False)
+        said = (Score(answer=i, values={"reward": value}, rater=rater) for i, value in enumerate(row))
+        scored.append(dataclasses.replace(group, verdicts=(*group.verdicts, *said)))
+    out.print(words(f"{write_groups(output, scored):,} groups written to {output}"))
+
+
+def _prompts(given: Sequence[str], source: str | None) -> list[Group]:
+    """The prompts of the command line, then those of a file."""
+    from trimtab.records.read import read_groups
+    from trimtab.records.types import Group, Message
+
+    if not given and source is None:
+        raise ConfigError("nothing to answer: give --prompt TEXT or --prompts FILE")
+    groups = [Group(id=f"prompt-{i}", prompt=(Message(role="user", content=text),)) for i, text in enumerate(given)]
+    found = [] if source is None else read_groups(source).groups
+    for group in found:
+        if not group.prompt:
+            raise DataError(f"{source}: group {group.id!r} has no prompt to answer")
+    return [*groups, *(group.with_answers(()) for group in found)]
+
+
+def _check_target(path: Path | None) -> None:
+    """Refuse a file that could not be written before the work, not after it."""
+    from trimtab.records.output import WRITABLE
+
+    if path is not None and not path.name.endswith(WRITABLE):
+        raise DataError(f"{path}: cannot tell what kind of file to write; known endings: {', '.join(WRITABLE)}")
+    if path is not None and not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {str(path.parent)!r}")
+
+
+def _find(model: str) -> ModelRef:
+    """A model by what the user wrote; a run's folder in place of a stage's gets the stages to choose from."""
+    from trimtab.artifacts import read_artifact
+    from trimtab.pipeline import find_model
+
+    path = Path(model)
+    folder = path if path.is_dir() else path.parent
+    if (folder / "artifacts").is_dir():
+        found = {inside.name: read_artifact(inside) for inside in sorted(folder.iterdir()) if inside.is_symlink()}
+        names = [name for name, artifact in found.items() if artifact is not None and artifact.base is not None]
+        if path.is_dir():
+            stages = ", ".join(str(path / name) for name in names)
+            raise ConfigError(f"{model}: this is a whole run; name one of its models: {stages}")
+        raise ConfigError(f"{model}: the run has no such stage{did_you_mean(path.name, names)}")
+    artifact = read_artifact(path) if path.is_dir() else None
+    if artifact is not None and artifact.base is None:
+        raise ConfigError(f"{model}: stage {artifact.name!r} makes no model")
+    return find_model(model, artifact.name if artifact is not None else model)
+
+
+def _sampler(model: str, settings: Sequence[str]) -> tuple[TorchSampler, Sampling]:
+    """A model, and how to sample from it."""
+    from trimtab.config import check_options, read_setting
+    from trimtab.model.sampler import Sampling, TorchSampler
+    from trimtab.model.trunk import Trunk
+
+    given = check_options(Sampling, dict(map(read_setting, settings)), "sampling")
+    sampling = Sampling(**{"max_tokens": 256, "temperature": 0.7, **given})
+    trunk, adapter = Trunk.open(_find(model))
+    return TorchSampler(trunk, adapter, stop=trunk.chat.stop), sampling
+
+
+def _answer(text: str, finish: str | None) -> Text:
+    cut = Text(" (cut off at max_tokens)", style="dim") if finish == "length" else Text()
+    return words(text) + cut
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
 
 
 @data_app.command(epilog="Example: trimtab data inspect my.jsonl --model smollm2-135m-instruct --window 1024")
 def inspect(
-    source: Annotated[str, typer.Argument(help="A file, a folder, a hub id, or quickstart/NAME.")],
+    source: Source,
     model: Annotated[str | None, typer.Option(help="Count tokens as this model does (else words).")] = None,
-    window: Annotated[int | None, typer.Option(help="Name rows longer than this.")] = None,
-    max_answer: Annotated[int | None, typer.Option(help="Name answers longer than this.")] = None,
-    format: Annotated[str | None, typer.Option(help="Read as this format instead of detecting it.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Name rows longer than this; needs --model.")] = None,
+    max_answer: Annotated[int | None, typer.Option(min=1, help="Name answers longer than this; needs --model.")] = None,
+    format: Format = None,
 ) -> None:
     """Show counts, lengths, and every row that would be refused or is too long, with the reason."""
-    from trimtab.data.inspect import inspect as look
-    from trimtab.data.inspect import render
+    from trimtab.data import inspect as inspection
     from trimtab.records.read import read_groups
 
+    if model is None and (window or max_answer):
+        raise ConfigError("--window and --max-answer are in tokens: name the model that counts them with --model")
     reading = read_groups(source, format=format, on_bad="skip")
-    count = None
-    if model is not None:
-        from trimtab.model.chat import Chat
-        from trimtab.model.load import load_tokenizer
+    count = None if model is None else _token_counter(model)
+    out.print(inspection.render(inspection.inspect(reading, count, window=window, max_answer=max_answer)))
 
-        words = Chat(load_tokenizer(model))
 
-        def count(group: Any) -> tuple[int, tuple[int, ...]]:
-            item = words.group(group)
-            return len(item.prompt), tuple(len(answer) for answer in item.answers)
+def _token_counter(model: str) -> Any:
+    from trimtab.model.chat import Chat
+    from trimtab.model.load import load_tokenizer
 
-    out.print(render(look(reading, count, window=window, max_answer=max_answer)))
+    template = Chat(load_tokenizer(_find(model).base))
+
+    def count(group: Group) -> tuple[int, tuple[int, ...]]:
+        item = template.group(group)
+        return len(item.prompt), tuple(len(answer) for answer in item.answers)
+
+    return count
 
 
 @data_app.command(epilog="Example: trimtab data convert pairs.parquet pairs.jsonl --to preference")
 def convert(
-    source: Annotated[str, typer.Argument(help="A file, a folder, a hub id, or quickstart/NAME.")],
+    source: Source,
     target: Annotated[Path, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet file.")],
-    to: Annotated[str, typer.Option(help="'group' (our own), or one of TRL's formats.")] = "group",
-    format: Annotated[str | None, typer.Option(help="Read as this format instead of detecting it.")] = None,
+    to: Annotated[
+        str, typer.Option(help="'group' (our own), or TRL's prompt_completion, preference, thumbs.")
+    ] = "group",
+    format: Format = None,
 ) -> None:
     """Rewrite data in another format. A row that cannot be used stops it, by file, line and field."""
-    from trimtab.records.codec import write_groups
     from trimtab.records.read import read_groups
     from trimtab.records.writers import WRITERS
 
-    groups = read_groups(source, format=format).groups
-    writers = {"group": write_groups, **WRITERS}
-    if to not in writers:
-        raise ConfigError(f"no format {to!r} to write{did_you_mean(to, writers)}")
-    out.print(f"{writers[to](target, groups)} rows written to {target}")
+    if to not in WRITERS:
+        raise ConfigError(f"no format {to!r} to write{did_you_mean(to, WRITERS)}")
+    _check_target(target)
+    written = WRITERS[to](target, read_groups(source, format=format).groups)
+    out.print(words(f"{written.rows:,} rows written to {target}"))
+    reasons: dict[str, list[str]] = {}
+    for name, why in written.left_out:
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        err.print(words(f"left out: {len(names):,} groups, each {why} (the first: {names[0]})"))
+
+
+# --- looking around ---------------------------------------------------------------------------------------------------
 
 
 @app.command(name="list", epilog="Example: trimtab list stages")
@@ -281,52 +365,32 @@ def list_(what: Annotated[str | None, typer.Argument(help="stages, methods, mode
 @app.command(epilog="Example: trimtab show runs/quickstart")
 def show(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Say what happened in a run."""
+    from trimtab.listing import run_table
     from trimtab.report.summary import sentences, summarise
 
     summary = summarise(folder)
-    table = Table("stage", "seconds", "peak GB", box=None, header_style="bold")
-    for key, value in summary.items():
-        if key.startswith("stage/") and key.endswith("/seconds"):
-            name = key.split("/")[1]
-            table.add_row(name, f"{value:.0f}", f"{summary[f'stage/{name}/peak_rss_gb']:.2f}")
-    out.print(table)
+    out.print(run_table(summary))
     for sentence in sentences(summary):
-        out.print(f"  {sentence}", highlight=False)
+        out.print(words(f"  {sentence}"))
 
 
 @app.command(epilog="Example: trimtab doctor")
 def doctor() -> None:
-    """Say what this machine has and what would be missing."""
+    """Say what this machine has, and what would have to be fetched."""
+    from trimtab.listing import hardware_table
     from trimtab.model.hardware import hardware
 
-    table = Table(box=None, show_header=False)
-    for name, value in dataclasses.asdict(hardware()).items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        table.add_row(name, str(shown))
-    out.print(table)
-
-
-def _safe(text: str) -> str:
-    """Model output for a terminal: no markup, no control characters but newline and tab."""
-    from rich.markup import escape
-
-    return escape("".join(c if c in "\n\t" or c.isprintable() else "�" for c in text))
+    out.print(hardware_table(hardware()))
 
 
 def main() -> None:
-    """Run the command line; user errors are one sentence and exit code 2, never a traceback."""
+    """Run the command line."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
-    try:
-        app()
-    except UserError as error:
-        err.print(f"[red]error:[/] {error}", highlight=False)
-        sys.exit(UserError.exit_code)
-    except TrimtabError as error:
-        err.print(f"[red]stopped:[/] {error}", highlight=False)
-        sys.exit(getattr(error, "exit_code", 3))
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on where it was", highlight=False)
-        sys.exit(130)
+    warnings.showwarning = warn
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to stop
+    app()
 
 
-__all__ = ["__version__", "app", "main"]
+__all__ = ["app", "main"]

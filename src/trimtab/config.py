@@ -1,15 +1,22 @@
-"""Recipes: YAML in, checked settings out. A stage's keyword-only parameters are its schema; nothing is declared twice."""
+"""Recipes: YAML in, checked settings out.
+
+A stage's keyword-only parameters are its schema; nothing is declared twice.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import inspect
+import operator
 import re
+import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import yaml
@@ -58,31 +65,51 @@ class Recipe:
     name: str
     model: str = "smollm2-135m-instruct"
     seed: int = 0
-    dtype: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     output: str = "runs"
     checkpoint_seconds: float = 60.0
     stages: Mapping[str, StageConfig] = field(default_factory=dict)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-5`` as text; a learning rate is a number."""
+    """YAML in which ``1e-5`` is a number, as it is not in YAML 1.1, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping; PyYAML itself would let the last of two equal keys win in silence."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )
 
 
 def read_yaml(text: str, where: str) -> Any:
     """Parse YAML; a syntax error names the line."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with one more number format
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def read_setting(setting: str) -> tuple[str, Any]:
+    """Split ``key=value`` and parse the value as YAML: ``lr=1e-5`` is a number, ``models=[base, sft]`` a list."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{setting!r} is not of the form key=value")
+    return key.strip(), read_yaml(text, repr(setting))
 
 
 def find_recipe(name: str) -> Path:
@@ -106,7 +133,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises ConfigError with the place (``recipes/x.yaml: stages.sft``), what is wrong, and what was probably meant.
     """
-    raw = read_yaml(path.read_text(), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a recipe: it is not UTF-8 text") from None
+    raw = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with the key 'stages'")
     return check_recipe(raw, str(path), overrides, name=path.stem)
@@ -114,44 +145,45 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def check_recipe(raw: Mapping[str, Any], where: str, overrides: Sequence[str] = (), *, name: str = "run") -> Recipe:
     """Check a recipe that is already parsed."""
-    tree: dict[str, Any] = {"name": name, **raw}
+    tree: dict[str, Any] = {"name": name, **copy.deepcopy(dict(raw))}
     stages = tree.get("stages")
     if not isinstance(stages, dict) or not stages:
         raise ConfigError(f"{where}: 'stages' is missing or empty")
-    tree["stages"] = {k: dict(v or {}) for k, v in stages.items()}
+    for key, settings in stages.items():
+        if settings is not None and not isinstance(settings, dict):
+            raise ConfigError(f"{where}: stages.{key}={_short(settings)}: a stage is a mapping of options to values")
+    tree["stages"] = {str(key): settings or {} for key, settings in stages.items()}
     for override in overrides:
         _apply(tree, override)
-    fields = {f.name: f.type for f in dataclasses.fields(Recipe)}
+    hints = typing.get_type_hints(Recipe)
     for key in tree:
-        if key not in fields:
-            raise ConfigError(f"{where}: no key {key!r}{did_you_mean(key, fields)}")
+        if key not in hints:
+            raise ConfigError(f"{where}: no key {key!r}{did_you_mean(str(key), hints)}")
     top = {k: v for k, v in tree.items() if k != "stages"}
-    model = _model_of({k: (t, ...) for k, t in typing.get_type_hints(Recipe).items() if k in top})
-    settings = _validate(model, top, where)
+    settings = _validate({k: (hints[k], ...) for k in top}, top, f"{where}: ")
     checked = {k: _check_stage(k, v, f"{where}: stages.{k}") for k, v in tree["stages"].items()}
+    for k, config in checked.items():
+        _check_order(config, list(checked), f"{where}: stages.{k}")
     return Recipe(**settings, stages=checked)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     """Apply one ``key=value``: a top-level key, or ``stage.key`` (also ``stages.stage.key``)."""
-    key, eq, text = override.partition("=")
-    if not eq:
-        raise ConfigError(f"override {override!r} is not of the form key=value")
-    value = read_yaml(text, f"override {override!r}")
-    parts = key.strip().split(".")
-    if parts[0] == "stages":
-        parts = parts[1:]
+    key, value = read_setting(override)
+    stages = tree["stages"]
+    parts = key.removeprefix("stages.").split(".")
     if len(parts) == 1:
         known = {f.name for f in dataclasses.fields(Recipe)} - {"stages"}
-        if parts[0] not in known:
-            raise ConfigError(
-                f"override {override!r}: no key {parts[0]!r}{did_you_mean(parts[0], known | set(tree['stages']))}"
-            )
-        tree[parts[0]] = value
-        return
-    node = tree["stages"]
-    if parts[0] not in node:
-        raise ConfigError(f"override {override!r}: no stage {parts[0]!r} in this recipe{did_you_mean(parts[0], node)}")
+        if parts[0] in known:
+            tree[parts[0]] = value
+            return
+        if parts[0] in stages:
+            raise ConfigError(f"override {override!r}: {parts[0]!r} is a stage; set its options: {parts[0]}.OPTION=...")
+        raise ConfigError(f"override {override!r}: no key {key!r}{did_you_mean(key, known)}")
+    if parts[0] not in stages:
+        meant = did_you_mean(parts[0], stages)
+        raise ConfigError(f"override {override!r}: no stage {parts[0]!r} in this recipe{meant}")
+    node = stages
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
@@ -165,18 +197,51 @@ def _check_stage(name: str, raw: Mapping[str, Any], where: str) -> StageConfig:
     settings = dict(raw)
     stage = settings.pop("stage", name)
     if stage not in STAGES:
-        raise ConfigError(f"{where}: no stage {stage!r}{did_you_mean(str(stage), STAGES)}")
+        hint = "" if "stage" in raw else "; a stage under a name of its own says which with 'stage: ...'"
+        raise ConfigError(f"{where}: no stage {stage!r}{did_you_mean(str(stage), STAGES)}{hint}")
     return StageConfig(name=name, stage=stage, settings=check_settings(STAGES[stage], settings, where))
+
+
+def references(config: StageConfig) -> Iterator[tuple[str, type[ModelRef] | type[DataRef], str]]:
+    """Yield a stage's references, still as words: (option, ``ModelRef`` or ``DataRef``, word)."""
+    hints = typing.get_type_hints(STAGES[config.stage].function)
+    for option, value in config.settings.items():
+        kind = next(
+            (kind for kind in REFERENCES if kind is hints[option] or kind in typing.get_args(hints[option])), None
+        )
+        if kind is not None:
+            words = value if isinstance(value, (tuple, list)) else [value]
+            yield from ((option, kind, word) for word in words if isinstance(word, str))
+
+
+def _check_order(config: StageConfig, names: Sequence[str], where: str) -> None:
+    """Refuse a reference to the stage itself or a later one before anything has run."""
+    for option, kind, word in references(config):
+        if kind is ModelRef and word in names[names.index(config.name) :]:
+            later = "is this stage itself" if word == config.name else "comes later in the recipe; move it up"
+            raise ConfigError(f"{where}.{option}: stage {word!r} {later}")
 
 
 def check_settings(entry: Entry, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Validate settings against a function's keyword-only parameters; fill in defaults."""
     for key in settings:
         if key not in entry.options:
-            raise ConfigError(f"{where}: no option {key!r}{did_you_mean(key, entry.options)}")
+            raise ConfigError(f"{where}: no option {key!r}{did_you_mean(str(key), entry.options)}")
+    for key, parameter in entry.options.items():
+        if parameter.default is inspect.Parameter.empty and key not in settings:
+            raise ConfigError(f"{where}: option {key!r} is missing")
     hints = typing.get_type_hints(entry.function, include_extras=True)
     fields = {name: (_plain(hints[name]), _default(parameter)) for name, parameter in entry.options.items()}
-    return _validate(_model_of(fields), settings, where)
+    return _validate(fields, settings, f"{where}.")
+
+
+def check_options(kind: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Validate settings against a dataclass's fields; only those that are given come back."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for key in settings:
+        if key not in hints:
+            raise ConfigError(f"{where}: no option {key!r}{did_you_mean(str(key), hints)}")
+    return _validate({key: (hints[key], ...) for key in settings}, settings, f"{where}: ")
 
 
 def _plain(hint: Any) -> Any:
@@ -185,37 +250,80 @@ def _plain(hint: Any) -> Any:
         return str
     args = typing.get_args(hint)
     if any(a in REFERENCES for a in args):
-        origin = typing.get_origin(hint)
         plain = tuple(str if a in REFERENCES else a for a in args)
-        return typing.Union[plain] if origin in (typing.Union, type(int | str)) else origin[plain]  # type: ignore[index]
+        origin: Any = typing.get_origin(hint)
+        return functools.reduce(operator.or_, plain) if origin in (typing.Union, types.UnionType) else origin[plain]
     return hint
 
 
 def _default(parameter: inspect.Parameter) -> Any:
+    """A parameter's default as a recipe would write it."""
     if parameter.default is inspect.Parameter.empty:
         return ...
-    default = parameter.default
-    if isinstance(default, ModelRef):
-        return default.name
-    return default.source if isinstance(default, DataRef) else default
+    return as_word(parameter.default)
 
 
-def _model_of(fields: Mapping[str, Any]) -> type[pydantic.BaseModel]:
+def as_word(value: Any) -> Any:
+    """A reference (or a tuple of them) as the word that a recipe has for it; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(as_word(item) for item in value)
+    if isinstance(value, ModelRef):
+        return value.name
+    return value.source if isinstance(value, DataRef) else value
+
+
+def _validate(fields: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check values by pydantic; the first thing wrong becomes one sentence with its full place."""
     config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=False)
     build: Callable[..., type[pydantic.BaseModel]] = pydantic.create_model
-    return build("Settings", __config__=config, **fields)
-
-
-def _validate(model: type[pydantic.BaseModel], values: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
-        checked = model(**values)
+        checked = build("Settings", __config__=config, **fields)(**values)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise ConfigError(f"{where}: no option {place!r}") from None
-        if first["type"] == "missing":
-            raise ConfigError(f"{where}: option {place!r} is missing") from None
-        given = first["input"]
-        raise ConfigError(f"{where}: {place}={given!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-    return {name: getattr(checked, name) for name in type(checked).model_fields}
+        raise ConfigError(_sentence(error.errors()[0], {k: f[0] for k, f in fields.items()}, where)) from None
+    found = {name: getattr(checked, name) for name in fields}
+    for place, given, taken in _leaves(values, found, ()):
+        if isinstance(given, bool) and not isinstance(taken, bool) and not isinstance(taken, str):
+            raise ConfigError(f"{where}{place}={str(given).lower()}: input should be a number, not true or false")
+    return found
+
+
+def _sentence(error: Any, hints: Mapping[str, Any], where: str) -> str:
+    """Say what pydantic found: the place from the recipe's top, what stands there, what was expected or meant."""
+    *above, last = error["loc"]
+    place = where + ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        parent = where + ".".join(str(part) for part in above)
+        known = _fields_at(hints, above)
+        return f"{parent.rstrip(': ')}: no option {last!r}{did_you_mean(str(last), known)}"
+    if error["type"] == "missing":
+        return f"{place}: this option is missing"
+    if error["type"] in ("dataclass_type", "dataclass_exact_type"):
+        names = ", ".join(_fields_at(hints, error["loc"]))
+        return f"{place}={_short(error['input'])}: here stand options of their own: {names}"
+    message = error["msg"]
+    return f"{place}={_short(error['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(hints: Mapping[str, Any], place: Sequence[Any]) -> list[str]:
+    """The options of the nested dataclass that a place leads to."""
+    for part in place:
+        if part in hints:  # a union's member or a list's index is no key
+            options = (hints[part], *typing.get_args(hints[part]))
+            kind = next((option for option in options if dataclasses.is_dataclass(option)), None)
+            hints = typing.get_type_hints(kind) if kind is not None else {}
+    return list(hints)
+
+
+def _leaves(given: Any, taken: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
+    """Walk what was given beside what was made of it: (place, given, taken)."""
+    if isinstance(given, Mapping) and (isinstance(taken, Mapping) or dataclasses.is_dataclass(taken)):
+        for key, value in given.items():
+            inside = taken.get(key) if isinstance(taken, Mapping) else getattr(taken, key, None)
+            yield from _leaves(value, inside, (*place, str(key)))
+    else:
+        yield ".".join(place), given, taken
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -4,53 +4,86 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from trimtab.config import ModelRef, as_word
 from trimtab.model.bundled import BUNDLED
+from trimtab.model.hardware import Hardware
 from trimtab.records.formats import FORMATS
+from trimtab.records.writers import WRITERS
 from trimtab.registry import ADVANTAGES, POLICY_LOSSES, PREFERENCE_LOSSES, STAGES, Folder
 from trimtab.stages._methods import METHODS
 
 
 def _table(title: str, *columns: str) -> Table:
-    return Table(*columns, title=title, title_justify="left", title_style="bold", box=None, header_style="dim")
+    table = Table(
+        title=Text(title) if title else None, title_justify="left", title_style="bold", box=None, header_style="dim"
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "option")
+    return table
 
 
-def _default(parameter: inspect.Parameter) -> str:
-    value: Any = parameter.default
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))
+
+
+def options(function: Callable[..., Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (option, default, meaning) of a stage; the options of a nested dataclass stand as ``lora.rank``."""
+    said = inspect.getdoc(function) or ""
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        default = parameter.default
+        if dataclasses.is_dataclass(default) and not isinstance(default, type | ModelRef):
+            inner = inspect.getdoc(type(default)) or ""
+            for field in dataclasses.fields(default):
+                yield f"{name}.{field.name}", _shown(getattr(default, field.name)), meaning(field.name, inner)
+        else:
+            yield name, _shown(default), meaning(name, said)
+
+
+def meaning(name: str, docstring: str) -> str:
+    """Return the part of a docstring (a sentence, or what stands between semicolons) that speaks of a name."""
+    parts = re.split(r"(?<=[.;])\s+(?=[A-Z`])", " ".join(docstring.split()))
+    found = " ".join(part for part in parts if f"``{name}``" in part)
+    return found.removeprefix(f"``{name}``: ").rstrip(";.").replace("``", "")
+
+
+def _shown(value: Any) -> str:
     if value is inspect.Parameter.empty:
         return "(needed)"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.asdict(value)
-        return (
-            str(fields["name"])
-            if set(fields) >= {"name", "artifact"}
-            else ", ".join(f"{k}: {v}" for k, v in fields.items())
-        )
-    return str(value)
+    value = as_word(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    if value is None:
+        return "(none)"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def stages() -> RenderableType:
-    """Every stage with its options and their defaults."""
+    """Every stage with its options, their defaults and what they mean."""
     parts: list[RenderableType] = []
     for entry in STAGES.values():
-        table = _table(f"{entry.name}: {entry.summary}", "option", "default")
-        for name, parameter in entry.options.items():
-            table.add_row(name, _default(parameter))
-        parts.append(table)
-    return Lines(*parts)
+        table = _table(f"{entry.name}: {entry.summary.replace('``', '')}", "option", "default", "what")
+        for option in options(entry.function):
+            _row(table, *option)
+        parts += [table, Text()]
+    return Lines(*parts[:-1])
 
 
 def methods() -> RenderableType:
     """Online methods, and the losses and estimators they are made of."""
     table = _table("online methods (policy.method)", "method", "advantage", "loss", "aggregation", "what", "paper")
     for name, row in METHODS.items():
-        table.add_row(name, row.advantage, row.loss, row.aggregation, row.summary, row.paper)
+        _row(table, name, row.advantage, row.loss, row.aggregation, row.summary, row.paper)
     parts: list[RenderableType] = [table]
     folders: Mapping[str, Folder] = {
         "advantages": ADVANTAGES, "policy losses": POLICY_LOSSES, "preference losses": PREFERENCE_LOSSES,
@@ -59,7 +92,7 @@ def methods() -> RenderableType:
         if len(folder):
             rows = _table(title, "name", "what")
             for entry in folder.values():
-                rows.add_row(entry.name, entry.summary)
+                _row(rows, entry.name, entry.summary)
             parts.append(rows)
     return Lines(*parts)
 
@@ -68,15 +101,50 @@ def models() -> RenderableType:
     """Bundled models; any Hugging Face id, local folder or GGUF file works in the same place."""
     table = _table("bundled models (also: a hub id, a local folder, a .gguf file)", "name", "what")
     for name, model in BUNDLED.items():
-        table.add_row(name, model.summary)
+        _row(table, name, model.summary)
     return table
 
 
 def formats() -> RenderableType:
-    """Data formats that are detected."""
-    table = _table("data formats", "name", "what")
+    """Data formats that are detected when read, and which of them can be written."""
+    table = _table("data formats (detected; --format NAME insists on one)", "name", "fields", "written by convert")
     for known in FORMATS:
-        table.add_row(known.name, known.summary)
+        _row(table, known.name, known.fields, f"--to {known.name}" if known.name in WRITERS else "")
+    return table
+
+
+def run_table(summary: Mapping[str, object]) -> Table:
+    """Return a run's stages with time and memory, out of its summary; what is not known is a dash."""
+    table = _table("", "stage", "seconds", "peak GB")
+    for key in summary:
+        if found := re.fullmatch(r"stage/(.+)/type", key):
+            seconds, peak = (summary.get(f"stage/{found[1]}/{name}") for name in ("seconds", "peak_rss_gb"))
+            shown = [f"{x:.{n}f}" if isinstance(x, int | float) else "-" for x, n in ((seconds, 0), (peak, 2))]
+            _row(table, found[1], *shown)
+    return table
+
+
+def hardware_table(found: Hardware) -> Table:
+    """Return what a machine has, and which bundled models it would still have to fetch."""
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    devices = [f"{c.name}, {c.memory_gib:.0f} GiB{', bf16' if c.bf16 else ''}" for c in found.cuda]
+    rows = {
+        "python": f"{found.python} on {found.system}",
+        "cpu": f"{found.cpu}, {found.num_cores} cores ({found.num_threads} threads)",
+        "memory": f"{found.memory_gib:.1f} GiB, {found.free_memory_gib:.1f} GiB free",
+        "precision": "bfloat16" if found.cpu_bf16 else "float32 (the CPU has no bfloat16 of its own)",
+        "gpu": "; ".join(devices) or "none",
+        "packages": ", ".join(f"{name} {version}" for name, version in found.versions.items()),
+        "cache": str(found.cache),
+        **{
+            f"model {name}": "in the cache" if there else "not here yet: fetched or made at its first use"
+            for name, there in found.bundled.items()
+        },
+    }
+    for name, value in rows.items():
+        _row(table, name, value)
     return table
 
 

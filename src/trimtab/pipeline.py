@@ -41,13 +41,17 @@ def run_recipe(recipe: Recipe, reporter: Reporter | None = None) -> Path:
     A stage whose artifact with the same key exists is skipped; one that was killed goes on where it was.
     """
     pin_threads()
-    root = Path(recipe.output) / recipe.name
-    root.mkdir(parents=True, exist_ok=True)
-    store = Store(root)
+    store = Store(Path(recipe.output) / recipe.name)
+    with store.lock():
+        return _run(recipe, store, reporter or Silent())
+
+
+def _run(recipe: Recipe, store: Store, reporter: Reporter) -> Path:
+    root = store.root
     started = datetime.now(UTC).isoformat(timespec="seconds")
     done: dict[str, Done] = {}
     for config in recipe.stages.values():
-        done[config.name] = _run_stage(recipe, config, store, done, reporter or Silent())
+        done[config.name] = _run_stage(recipe, config, store, done, reporter)
     write_json(
         root / "run.json",
         {

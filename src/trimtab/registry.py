@@ -50,7 +50,10 @@ class Folder(Mapping[str, Entry]):
         if name not in self._names():
             raise ConfigError(f"no {self.what} {name!r}{did_you_mean(name, self._names())}")
         module = importlib.import_module(f"{self.package}.{name}")
-        return Entry(name, getattr(module, name))
+        function = getattr(module, name, None)
+        if not callable(function):
+            raise ConfigError(f"{module.__file__}: the {self.what} {name!r} needs a function of that name")
+        return Entry(name, function)
 
     def __contains__(self, name: object) -> bool:
         """Tell whether a module of that name is there."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -50,8 +51,8 @@ def test_schedule_never_zero_rises_then_falls(steps: int, warmup: float, floor: 
     factors = [schedule(s, steps, warmup=warmup, floor=floor) for s in range(steps)]
     w = math.ceil(warmup * steps)
     assert all(0 < f <= 1 + 1e-12 for f in factors)
-    assert all(a < b for a, b in zip(factors[: w - 1], factors[1:w], strict=False))
-    assert all(a >= b - 1e-12 for a, b in zip(factors[w:], factors[w + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(factors[:w]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(factors[w:]))
     if steps - w >= 2:
         assert factors[-1] == floor
 
@@ -128,7 +129,10 @@ def test_bfloat16_gradients_are_summed_in_float32() -> None:
 def test_groups_are_clipped_apart() -> None:
     (small,), (large,) = parameters((2,)), parameters((2,))
     optimiser = Optimiser(
-        [ParameterGroup(name="small", parameters=[small], lr=0.1), ParameterGroup(name="large", parameters=[large], lr=1)]
+        [
+            ParameterGroup(name="small", parameters=[small], lr=0.1),
+            ParameterGroup(name="large", parameters=[large], lr=1),
+        ]
     )
     small.grad = torch.tensor([0.3, 0.4], dtype=torch.float64)  # norm 0.5: stays
     large.grad = torch.tensor([30.0, 40.0], dtype=torch.float64)  # norm 50: scaled to 1

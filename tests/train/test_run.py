@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_a_crash_while_rewinding_loses_no_line(tmp_path: Path, monkeypatch: pyte
 def test_means_do_not_depend_on_the_cut(values: list[float], cuts: list[int]) -> None:
     means = Means()
     bounds = [0, *sorted(min(c, len(values)) for c in cuts), len(values)]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         means.add({"x": torch.tensor(values[begin:end], dtype=torch.float32)})  # some are empty
     assert means.result() == {"x": pytest.approx(math.fsum(values) / len(values), rel=1e-12, abs=1e-9)}
 

@@ -16,24 +16,30 @@ def encode(
 ) -> tuple[list[Group], list[TokenGroup]]:
     """Tokenise Groups; those whose prompt and longest answer exceed ``max_length`` tokens are left out and reported.
 
-    Nothing is truncated. Raises DataError when nothing is left.
+    Nothing is truncated. Raises DataError when nothing is left, and, naming the Group, for a conversation that the
+    model's chat template cannot write.
     """
     kept: list[Group] = []
     tokens: list[TokenGroup] = []
     too_long: list[str] = []
     for group in groups:
-        item = chat.group(group)
+        try:
+            item = chat.group(group)
+        except DataError as error:
+            raise DataError(f"group {group.id!r} of the {what}: {error}") from None
         longest = len(item.prompt) + max((len(a) for a in item.answers), default=0)
         if longest > max_length:
             too_long.append(group.id)
         else:
             kept.append(group)
             tokens.append(item)
-    if too_long:
+    if too_long and kept:
         run.note(
             f"{len(too_long)} of {len(groups)} {what} are longer than {max_length} tokens and were left out "
             f"(the first: {too_long[0]}); raise max_length to keep them"
         )
+    if not groups:
+        raise DataError(f"there are no {what} to train on")
     if not kept:
         raise DataError(f"no {what} left to train on: all {len(groups)} are longer than max_length={max_length} tokens")
     return kept, tokens

@@ -27,7 +27,7 @@ SHOWN = 12
 BAR = 40
 _CJK = "぀-ヿ㐀-䶿一-鿿豈-﫿가-힯"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +240,7 @@ def _overview(found: Inspection) -> Table:
     table.add_column(overflow="fold")
 
     def line(name: str, text: str) -> None:
-        table.add_row(name, Text(_safe(text)))
+        table.add_row(name, Text(visible(text)))
 
     line("format", f"{found.format}  (sha256 {found.digest[:16]})" if found.digest else found.format)
     line("groups", f"{found.groups:,} with {found.answers:,} answers")
@@ -291,12 +291,15 @@ def _problem_table(problems: Sequence[Problem]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for kind in counts:
         for problem in [p for p in problems if p.kind == kind][:SHOWN]:
-            table.add_row(Text(kind), Text(_safe(problem.place)), Text(_safe(problem.reason)))
+            table.add_row(Text(kind), Text(visible(problem.place)), Text(visible(problem.reason)))
         if counts[kind] > SHOWN:
             table.add_row(Text(kind), Text(f"... and {counts[kind] - SHOWN:,} more"), Text())
     return Stack(Text(f"rows to look at: {title}", style="bold"), table)
 
 
-def _safe(text: str) -> str:
-    """Show control and direction characters as escapes, so that a data file cannot write to the terminal."""
-    return _UNSAFE.sub(lambda match: repr(match[0])[1:-1], text)
+def visible(text: str, *, keep: str = "") -> str:
+    """Show control and direction characters (but those in ``keep``) as escapes.
+
+    So neither a data file nor a model can move the cursor, colour or rename the terminal, or turn a line around.
+    """
+    return _UNSAFE.sub(lambda match: match[0] if match[0] in keep else repr(match[0])[1:-1], text)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from trimtab.errors import DataError, ModelError
 from trimtab.records.types import Answer, Group, Message
 from trimtab.tensors.tree import TokenGroup
@@ -21,6 +23,11 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
 )
 
+REWRITTEN = (
+    "the model's chat template changes earlier turns as a conversation goes on, so its assistant turns cannot be "
+    "trained together; keep one assistant turn a row"
+)
+
 
 class Chat:
     """One tokenizer and its chat template."""
@@ -29,14 +36,19 @@ class Chat:
         self.tokenizer = tokenizer
         self._template: str | None = None if tokenizer.chat_template else PLAIN_TEMPLATE
         self.end = self._end_of_turn()
+        self._end_text: str = tokenizer.convert_ids_to_tokens(self.end)
         self.stop = frozenset({self.end, *({tokenizer.eos_token_id} - {None})})
 
     def render(self, messages: Sequence[Message], *, generate: bool) -> str:
         """The conversation as text; with ``generate``, up to where the assistant begins to speak."""
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        text: str = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=generate, chat_template=self._template
-        )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=generate, chat_template=self._template
+            )
+        except TemplateError as error:
+            roles = ", ".join(message.role for message in messages)
+            raise DataError(f"the model's chat template refuses a conversation of {roles}: {error}") from None
         return text
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -52,6 +64,8 @@ class Chat:
         """The token that the template writes right after an assistant's words."""
         probe = (Message(role="user", content="a"), Message(role="assistant", content="zq"))
         text = self.render(probe, generate=False)
+        if "zq" not in text:
+            raise ModelError("the tokenizer's chat template leaves out what the assistant says")
         after = self.encode(text[text.rindex("zq") + 2 :])
         special = set(self.tokenizer.all_special_ids)
         for token in after:
@@ -81,19 +95,30 @@ class Chat:
         trained: list[bool] = []
         messages = [*prompt, *answer.messages]
         written = self.render(prompt, generate=True)
-        for i in range(len(prompt), len(messages)):
+        last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
+        for i in range(len(prompt), last + 1):
             if messages[i].role != "assistant":
                 continue
             before = self.render(messages[:i], generate=True)
             if not before.startswith(written):
-                raise DataError("the chat template rewrites earlier turns; train on the last turn only")
+                raise DataError(REWRITTEN)
+            words = self._words(messages[: i + 1], before)
+            cut = i == last and answer.finish == "length"
             between = self.encode(before[len(written) :])
-            own = (*self.encode(messages[i].content), self.end)
+            own = self.encode(words) if cut else (*self.encode(words), self.end)
             tokens += [*between, *own]
             trained += [False] * len(between) + [True] * len(own)
-            end_text: str = self.tokenizer.convert_ids_to_tokens(self.end)
-            written = before + messages[i].content + end_text
+            written = before + words + self._end_text
         return tuple(tokens), tuple(trained)
+
+    def _words(self, messages: Sequence[Message], before: str) -> str:
+        """The last message as the template writes it (some trim it) between ``before`` and its end-of-turn token."""
+        whole = self.render(messages, generate=False)
+        words = messages[-1].content
+        for form in (words, words.strip()):
+            if whole.startswith(before + form + self._end_text):
+                return form
+        raise DataError(REWRITTEN)
 
     def group(self, group: Group) -> TokenGroup:
         """A Group as tokens."""

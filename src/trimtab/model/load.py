@@ -63,6 +63,11 @@ def load(ref: Source | str | Path, *, dtype: str = "auto", attention: str = "sdp
     return Loaded(model=model, tokenizer=tokenizer, source=source)
 
 
+def load_tokenizer(ref: Source | str | Path) -> PreTrainedTokenizerBase:
+    """Load a source's tokenizer alone, to count tokens without paying for the weights."""
+    return _tokenizer(ref if isinstance(ref, Source) else resolve(ref))
+
+
 def load_encoder(ref: Source | str | Path = "minilm-l6-v2") -> Loaded:
     """Load a text encoder (BERT and its kin) in float32, without a head.
 

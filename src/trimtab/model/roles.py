@@ -71,7 +71,7 @@ def build_roles(
     if critic:
         critic_trunk, critic_start = another()
         critic_trunk.derive_adapter("critic", critic_start, lora, seed=seed + 1)
-        value = Role(critic_trunk, "critic", ScalarHead(critic_trunk.hidden_size))
+        value = Role(critic_trunk, "critic", critic_trunk.scalar_head())
     return Roles(
         actor=Role(trunk, "actor"),
         reference=Role(reference_trunk, start),

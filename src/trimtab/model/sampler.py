@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from trimtab.errors import ModelError
@@ -32,10 +33,10 @@ BUCKET = 32  # attention runs over a multiple of this many places, so that shape
 class Sampling:
     """How to sample. ``temperature`` 0 is greedy; ``top_p`` 1 and ``top_k`` 0 leave the distribution whole."""
 
-    max_tokens: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    max_tokens: Annotated[int, Field(ge=1)] = 64
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +65,15 @@ class Sampler(Protocol):
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Sampled]]:
         """Return k answers for each prompt; ``progress`` hears the number of finished answers."""
-        ...  # fmt: skip
+        ...
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Pick one token a row by inverse CDF: logits (B, V), uniform (B,) in [0, 1) -> tokens (B,), log-probabilities (B,).
+    """Pick one token a row by inverse CDF: logits (B, V), uniform (B,) in [0, 1] -> tokens (B,), logps (B,).
 
-    One cumulative sum and a binary search; ``multinomial`` over a large vocabulary is some forty times slower on a CPU.
+    The token is the first whose cumulative probability exceeds the uniform number, so one of probability 0 is never
+    picked. A cumulative sum and a binary search: ``multinomial`` over a large vocabulary is some forty times slower on
+    a CPU.
     """
     if sampling.temperature == 0.0:
         best = logits.argmax(-1)
@@ -90,7 +93,7 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor,
 
 
 def _truncate(scaled: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Keep the top-k tokens, then the smallest set holding ``top_p`` of the rest's mass: (B, n) logits and token ids."""
+    """Keep the top-k tokens, then the fewest of these that hold ``top_p`` of their mass: (B, n) logits, token ids."""
     size = scaled.shape[-1]
     if sampling.top_k > 0:
         values, tokens = scaled.topk(min(sampling.top_k, size), dim=-1)
@@ -110,15 +113,14 @@ def _truncate(scaled: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 class CacheView:
     """Keys and values of B slots; one new token a row per step."""
 
-    def __init__(self, slots: int, places: int) -> None:
+    def __init__(self, slots: int, places: int, device: torch.device | str = "cpu") -> None:
         self.slots = slots
         self.places = -(-places // BUCKET) * BUCKET
         self.keys: dict[int, Tensor] = {}  # layer -> (B, K, S, D)
         self.values: dict[int, Tensor] = {}
-        self.lengths = torch.zeros(slots, dtype=torch.long)  # tokens that stand in each slot
-        self._rows = torch.arange(slots)
-        self._mask = torch.zeros(0)
-        self._masks: dict[int, Tensor] = {}
+        self.lengths = torch.zeros(slots, dtype=torch.long, device=device)  # (B,) tokens that stand in each slot
+        self._rows = torch.arange(slots, device=device)
+        self._masks: dict[int | None, Tensor] = {}  # window -> (B, 1, 1, S)
 
     def put(self, slot: int, kept: dict[int, tuple[Tensor, Tensor]], begin: int, length: int) -> None:
         """Copy a prefilled prompt (a stretch of a packed row) into a slot."""
@@ -137,14 +139,14 @@ class CacheView:
                 table[layer] = table[layer].index_select(0, rows)
         self.lengths = self.lengths[rows]
         self.slots = len(rows)
-        self._rows = torch.arange(self.slots)
+        self._rows = torch.arange(self.slots, device=self.lengths.device)
 
     def begin_step(self) -> None:
         """Work out once, for all layers, which places each row sees."""
         self._end = min(self.places, -(-(int(self.lengths.max()) + 1) // BUCKET) * BUCKET)
-        place = torch.arange(self._end)
+        place = torch.arange(self._end, device=self.lengths.device)
         self._distance = self.lengths[:, None] - place[None, :]  # (B, S)
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks = {}
 
     def _seen(self, window: int | None) -> Tensor:
         if window not in self._masks:
@@ -196,7 +198,7 @@ class TorchSampler:
         seed: int,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Sampled]]:
-        """Sample k answers for each prompt (token ids)."""  # fmt: skip
+        """Sample k answers for each prompt (token ids); the base's weights are untouched afterwards."""
         if any(not prompt for prompt in prompts):
             raise ModelError("cannot sample from an empty prompt")
         if not prompts or not k:
@@ -218,7 +220,7 @@ class _Run:
         self.queue = deque(range(len(prompts)))
         self.ready: deque[tuple[_Row, dict[int, tuple[Tensor, Tensor]], int, Tensor]] = deque()
         slots = min(sampler.slots, len(prompts) * k)
-        self.cache = CacheView(slots, max(map(len, prompts)) + sampling.max_tokens)
+        self.cache = CacheView(slots, max(map(len, prompts)) + sampling.max_tokens, self.trunk.device)
         self.rows: list[_Row | None] = [None] * slots
         self.done: list[list[Sampled | None]] = [[None] * k for _ in prompts]
         self.num_done = 0
@@ -230,8 +232,10 @@ class _Run:
             live = [i for i, row in enumerate(self.rows) if row is not None]
             if not live:
                 break
-            if len(live) <= 0.75 * len(self.rows):  # the queue is empty: stop paying for ended rows
-                self.cache.keep_rows(torch.tensor(live))
+            if len(live) <= 0.75 * len(
+                self.rows
+            ):  # nothing waits, or _fill had filled them: stop paying for ended rows
+                self.cache.keep_rows(torch.tensor(live, device=self.trunk.device))
                 self.rows = [self.rows[i] for i in live]
             self._step()
         return [[answer for answer in answers if answer is not None] for answers in self.done]
@@ -258,7 +262,7 @@ class _Run:
         batch = pack([TokenGroup(prompt=tuple(self.prompts[p]), answers=()) for p in chosen]).to(self.trunk.device)
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         hidden = hidden_states(self.trunk.decoder, batch, kept)
-        ends = torch.tensor([span.start + span.prompt - 1 for span in batch.spans])
+        ends = torch.tensor([span.start + span.prompt - 1 for span in batch.spans], device=self.trunk.device)
         logits = self.trunk.head.logits(hidden[ends])
         for p, span, first in zip(chosen, batch.spans, logits, strict=True):
             for j in range(self.k):
@@ -269,7 +273,7 @@ class _Run:
     def _choose(self, slots: list[int], logits: Tensor) -> None:
         """Draw the next token of these slots, and end those that are through."""
         rows = [self.rows[i] for i in slots]
-        uniform = torch.stack([row.uniform[len(row.tokens)] for row in rows if row is not None])
+        uniform = torch.stack([row.uniform[len(row.tokens)] for row in rows if row is not None]).to(logits.device)
         tokens, logps = choose(logits, uniform, self.sampling)
         for slot, row, token, logp in zip(slots, rows, tokens.tolist(), logps.tolist(), strict=True):
             assert row is not None
@@ -291,7 +295,7 @@ class _Run:
         device = self.trunk.device
         last = torch.tensor([row.tokens[-1] if row is not None else 0 for row in self.rows], device=device)
         self.cache.begin_step()
-        hidden = run_decoder(self.trunk.decoder, last[:, None], self.cache.lengths[:, None].to(device), self.cache)
+        hidden = run_decoder(self.trunk.decoder, last[:, None], self.cache.lengths[:, None], self.cache)
         live = [i for i, row in enumerate(self.rows) if row is not None]
         logits = self.trunk.head.logits(hidden[live, 0])
         self.cache.lengths[live] += 1

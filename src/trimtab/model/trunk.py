@@ -87,8 +87,11 @@ class Trunk:
 
     @classmethod
     def load(cls, ref: str | Path, *, dtype: str = "auto") -> Trunk:
-        """Load a base model for tree attention, frozen, dropout off."""
-        return cls(load(ref, dtype=dtype, attention=ATTENTION))
+        """Load a base model for tree attention, frozen, dropout off; onto the GPU where there is one (not yet run)."""
+        loaded = load(ref, dtype=dtype, attention=ATTENTION)
+        if torch.cuda.is_available():
+            loaded.model.to(torch.device("cuda"))
+        return cls(loaded)
 
     @classmethod
     def open(cls, model: ModelRef, *, dtype: str = "auto") -> tuple[Trunk, str | None]:
@@ -244,6 +247,10 @@ class Trunk:
         """The model without its head, adapters inside."""
         return decoder_of(self.base)
 
+    def scalar_head(self) -> ScalarHead:
+        """A scalar head at zero, beside this trunk."""
+        return ScalarHead(self.hidden_size).to(self.device)
+
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Hidden states (T, H) under the adapter in use."""
         return hidden_states(self.decoder, batch)
@@ -256,13 +263,13 @@ class Trunk:
         """Recompute activations in the backward pass: less memory, about a third more time."""
         model: Any = self.base
         if on:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
             model.train()  # transformers checkpoints only in train mode; every dropout is zero
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
         else:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
             model.eval()
 
     def save_adapter(self, name: str, folder: Path) -> None:

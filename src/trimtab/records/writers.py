@@ -1,10 +1,13 @@
-"""Groups in TRL's dataset formats, conversational form: what its trainers load unchanged.
+"""Groups as files: whole, or in TRL's dataset formats, conversational form: what its trainers load unchanged.
 
+    write_whole               nothing is lost   our own rows, one a Group
     write_prompt_completion   SFT               {"prompt": [messages], "completion": [messages]}
     write_preference          DPO, reward model {"prompt": [messages], "chosen": [messages], "rejected": [messages]}
     write_unpaired            KTO               {"prompt": [messages], "completion": [messages], "label": true}
 
-A Group that gives no row is named in ``Written.left_out``. The fields are those of TRL's "Dataset formats and types".
+A Group that gives no row is named in ``Written.left_out``; when none gives any, nothing is written and DataError says
+so. ``WRITERS`` has them by the name of the format that reads them back. The fields are those of TRL's "Dataset formats
+and types".
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.errors import DataError
+from trimtab.records.codec import write_groups
 from trimtab.records.output import write_rows
 from trimtab.records.types import Answer, Edit, Group, Message, Pair, Thumb, pairs
 
@@ -25,6 +30,11 @@ class Written:
 
     rows: int
     left_out: tuple[tuple[str, str], ...]
+
+
+def write_whole(path: str | Path, groups: Iterable[Group]) -> Written:
+    """Write each Group with everything that is known of it."""
+    return Written(rows=write_groups(path, groups), left_out=())
 
 
 def write_prompt_completion(path: str | Path, groups: Iterable[Group]) -> Written:
@@ -49,11 +59,16 @@ def _write(path: str | Path, groups: Iterable[Group], rows_of: Callable[[Group],
     left_out: list[tuple[str, str]] = []
 
     def rows() -> Iterator[Row]:
+        any_row = False
         for group in groups:
             found = rows_of(group) if group.prompt else []
+            any_row = any_row or bool(found)
             if not found:
                 left_out.append((group.id, why if group.prompt else "has no prompt"))
             yield from found
+        if left_out and not any_row:
+            of = f"group {left_out[0][0]!r} {left_out[0][1]}" + (", nor any other" if len(left_out) > 1 else "")
+            raise DataError(f"{path}: nothing to write: {of}")
 
     count = write_rows(path, rows())
     return Written(rows=count, left_out=tuple(left_out))
@@ -92,3 +107,12 @@ def _messages(messages: tuple[Message, ...]) -> list[Row]:
 
 def _turns(answer: Answer) -> list[Row]:
     return _messages(answer.messages or (Message(role="assistant", content=answer.text),))
+
+
+Writer = Callable[[str | Path, Iterable[Group]], Written]
+WRITERS: Mapping[str, Writer] = {
+    "group": write_whole,
+    "prompt_completion": write_prompt_completion,
+    "preference": write_preference,
+    "thumbs": write_unpaired,
+}

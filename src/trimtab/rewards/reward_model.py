@@ -12,7 +12,7 @@ from trimtab.config import ModelRef
 from trimtab.errors import ModelError
 from trimtab.model.trunk import ScalarHead, Trunk
 from trimtab.records.types import Group
-from trimtab.tensors.tree import TreeBatch, pack, split_by_tokens
+from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class RewardModel:
         head = ScalarHead.read(model.artifact.folder)
         if trunk is None:
             trunk = Trunk.load(model.base, dtype=dtype)
-        return cls(trunk, trunk.adopt(model), head)
+        return cls(trunk, trunk.adopt(model), head.to(trunk.device))
 
     @torch.no_grad()
     def score_batch(self, batch: TreeBatch) -> Tensor:
@@ -42,9 +42,13 @@ class RewardModel:
 
     def score(self, groups: Sequence[Group]) -> list[list[float]]:
         """Scores of every answer of every Group; text is tokenised with this model's own tokenizer and template."""
-        tokens = [self.trunk.chat.group(group) for group in groups]
-        flat: list[float] = []
+        return self.score_tokens([self.trunk.chat.group(group) for group in groups])
+
+    def score_tokens(self, tokens: Sequence[TokenGroup]) -> list[list[float]]:
+        """Scores of every answer of every Group of this model's own tokens."""
+        scores: list[list[float]] = []
         for cut in split_by_tokens(tokens, self.micro_tokens):
-            flat += self.score_batch(pack([tokens[i] for i in cut]).to(self.trunk.device)).tolist()
-        scores = iter(flat)
-        return [[next(scores) for _ in group.answers] for group in groups]
+            items = [tokens[i] for i in cut]
+            flat = iter(self.score_batch(pack(items).to(self.trunk.device)).tolist())
+            scores += [[next(flat) for _ in item.answers] for item in items]
+        return scores

@@ -157,11 +157,9 @@ def _judge(
     }
     if heldout is not None:
         card = fitted.accuracy(read_groups(heldout.source).groups)
-        said |= {
-            "accuracy": card.accuracy, "accuracy_lo": card.lo, "accuracy_hi": card.hi, "n": card.n,
-            "longer_wins": card.longer_wins, "finished_wins": card.finished_wins, "by_flaw": {flaw: dataclasses.asdict(share) for flaw, share in card.by_flaw.items()},
-            "limits": card.limits,
-        }  # fmt: skip
+        by_flaw = {flaw: dataclasses.asdict(share) for flaw, share in card.by_flaw.items()}
+        facts = dataclasses.asdict(card) | {"by_flaw": by_flaw}
+        said |= {"accuracy_lo": facts.pop("lo"), "accuracy_hi": facts.pop("hi"), **facts}
     return said, scores
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def reward(
     """
     trunk, adapter = Trunk.open(init, dtype=run.dtype)
     trunk.derive_adapter("reward", adapter, lora, seed=derive(run.seed, "lora"))
-    head = ScalarHead(trunk.hidden_size)
+    head = trunk.scalar_head()
     groups, tokens = _load(data, trunk, max_length, run)
     task = _Task(
         trunk, head, groups, tokens, batch=batch, micro_tokens=micro_tokens, margin=margin, center=center, seed=run.seed
@@ -63,6 +63,7 @@ def reward(
         ]
     )
     with trunk.using("reward"):
+        _check_start(task)
         fit(
             run,
             task,
@@ -104,6 +105,13 @@ class _Micro:
     weight: Tensor  # (P,) 1 / pairs of the prompt
     prompts: int
 
+    def to(self, device: torch.device) -> _Micro:
+        """The same on a device."""
+        moved = {
+            name: getattr(self, name).to(device) for name in ("better", "worse", "strength", "probability", "weight")
+        }
+        return replace(self, batch=self.batch.to(device), **moved)
+
 
 class _Task:
     """Batches of judged Groups, one update a step."""
@@ -120,10 +128,11 @@ class _Task:
         chosen = batch_at(step, len(self.tokens), self.batch, self.seed)
         items = [self.tokens[i] for i in chosen]
         cuts = split_by_tokens(items, self.micro_tokens)
-        micros = [self._micro([chosen[i] for i in cut], len(chosen)) for cut in cuts]
+        micros = [self.micro([chosen[i] for i in cut], len(chosen)) for cut in cuts]
         yield Update(micros=micros, accumulate=self.accumulate)
 
-    def _micro(self, indices: Sequence[int], prompts: int) -> _Micro:
+    def micro(self, indices: Sequence[int], prompts: int) -> _Micro:
+        """Pack some Groups, with their pairs as indices of the packed answers."""
         batch = pack([self.tokens[i] for i in indices])
         rows: list[tuple[int, int, Pair, float]] = []
         first = 0
@@ -141,10 +150,15 @@ class _Task:
             prompts=prompts,
         )
 
+    def scores(self, micro: _Micro) -> Tensor:
+        """Scores (A,) of a micro-batch's answers."""
+        scores: Tensor = self.head(self.trunk.hidden(micro.batch)[micro.batch.last])
+        return scores
+
     def accumulate(self, micro: _Micro) -> Mapping[str, Tensor]:
         """Pair losses, averaged within a prompt, then over the update's prompts."""
-        batch = micro.batch.to(self.trunk.device)
-        scores = self.head(self.trunk.hidden(batch)[batch.last])  # (A,)
+        micro = micro.to(self.trunk.device)
+        scores = self.scores(micro)
         better, worse = scores[micro.better], scores[micro.worse]  # (P,)
         losses = bradley_terry(better, worse, margin=self.margin * micro.strength, probability=micro.probability)
         total = losses + self.center * centering(better, worse)
@@ -159,19 +173,20 @@ class _Task:
         """Nothing to put back."""
 
 
-def _scores(model: RewardModel, tokens: Sequence[TokenGroup]) -> list[list[float]]:
-    scores: list[list[float]] = []
-    for cut in split_by_tokens(tokens, model.micro_tokens):
-        items = [tokens[i] for i in cut]
-        flat = iter(model.score_batch(pack(items).to(model.trunk.device)).tolist())
-        scores += [[next(flat) for _ in item.answers] for item in items]
-    return scores
+@torch.no_grad()
+def _check_start(task: _Task) -> None:
+    """With a zero head and no margin, every pair's first loss is ln 2."""
+    micro = task.micro([0], 1).to(task.trunk.device)
+    scores = task.scores(micro)
+    losses = bradley_terry(scores[micro.better], scores[micro.worse])
+    off = float((losses - math.log(2)).abs().max())
+    invariant(off < 1e-6, f"step 0: the reward loss is off ln 2 by {off:.3g}: the head does not start at zero")
 
 
 @torch.no_grad()
 def _standardise(model: RewardModel, tokens: Sequence[TokenGroup], limit: int = 256) -> dict[str, float]:
     """Fold gain and bias into the head: r' = (r - mean) / std over training answers at a fixed stride."""
-    sample = torch.tensor([s for row in _scores(model, tokens[:: max(1, len(tokens) // limit)]) for s in row])
+    sample = torch.tensor([s for row in model.score_tokens(tokens[:: max(1, len(tokens) // limit)]) for s in row])
     mean, std = float(sample.mean()), float(sample.std(correction=0))
     invariant(
         std > 0 and math.isfinite(std), "the reward model gives every answer the same score: it has learned nothing"
@@ -187,7 +202,7 @@ def _heldout(model: RewardModel, groups: Sequence[Group], tokens: Sequence[Token
     longer: list[float] = []
     finished: list[float] = []
     kinds: dict[str, list[float]] = {}
-    for group, item, scores in zip(groups, tokens, _scores(model, tokens), strict=True):
+    for group, item, scores in zip(groups, tokens, model.score_tokens(tokens), strict=True):
         for pair in pairs(group):
             b, w = pair.better, pair.worse
             hit = _wins(scores[b], scores[w])

@@ -63,7 +63,7 @@ def sft(
             "train/loss_before": before,
             "train/loss_after": after,
             "data/demonstrations": len(tokens),
-            "data/target_tokens": sum(len(a) for item in tokens for a in item.answers),
+            "data/target_tokens": sum(pack([item]).num_targets for item in tokens),
         },
     )
 
@@ -101,7 +101,7 @@ class _Task:
     @torch.no_grad()
     def mean_loss(self, limit: int = 64) -> float:
         """Token-mean loss over (at most ``limit`` of) the demonstrations, at a fixed stride."""
-        items = self.tokens[:: max(1, len(self.tokens) // limit)]
+        items = self.tokens[:: -(-len(self.tokens) // limit)]
         means = Means()
         for cut in split_by_tokens(items, self.micro_tokens):
             logps, _ = self.trunk.logps(pack([items[i] for i in cut]).to(self.trunk.device))

@@ -117,5 +117,6 @@ class Optimiser:
                     self.groups[name].parameters[i].copy_(master)
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 found = {key: state[f"{name}/{i}/{key}"].clone() for key in keys if f"{name}/{i}/{key}" in state}
+                self.adam[name].state.pop(master, None)
                 if found:
                     self.adam[name].state[master] = found
