@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pydantic
@@ -20,6 +20,15 @@ from trimtab.tensors.tree import TokenGroup, pack
 EOS = 257
 PROMPTS = ((256, 5, 6, 7), (256, 40), (256, *range(60, 97)), (256, 200, 201), (256, 9, 9, 9, 9, 9, 9))
 LOGITS = torch.tensor([2.0, -1.0, 0.5, 1.0, -torch.inf, 0.0])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads on so small a model wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

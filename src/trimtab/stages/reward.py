@@ -184,7 +184,7 @@ def _check_start(task: _Task) -> None:
 
 
 @torch.no_grad()
-def _standardise(model: RewardModel, tokens: Sequence[TokenGroup], limit: int = 256) -> dict[str, float]:
+def _standardise(model: RewardModel, tokens: Sequence[TokenGroup], limit: int = 64) -> dict[str, float]:
     """Fold gain and bias into the head: r' = (r - mean) / std over training answers at a fixed stride."""
     sample = torch.tensor([s for row in model.score_tokens(tokens[:: max(1, len(tokens) // limit)]) for s in row])
     mean, std = float(sample.mean()), float(sample.std(correction=0))

@@ -99,7 +99,7 @@ class _Task:
         return {"train/loss": losses}
 
     @torch.no_grad()
-    def mean_loss(self, limit: int = 64) -> float:
+    def mean_loss(self, limit: int = 24) -> float:
         """Token-mean loss over (at most ``limit`` of) the demonstrations, at a fixed stride."""
         items = self.tokens[:: -(-len(self.tokens) // limit)]
         means = Means()
