@@ -18,3 +18,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real samples are not here ({folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in a folder of its own."""
+    from trimtab.model.tiny import make_tiny
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_tiny(folder)
+    return folder

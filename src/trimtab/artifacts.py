@@ -98,12 +98,12 @@ class Store:
     def publish(self, name: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
         """Write the manifest and move the work folder into place."""
         work = self.work(name, key)
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
         write_json(work / MANIFEST, {**manifest, "name": name, "key": key})
         final = self.root / "artifacts" / self._slot(name, key)
         final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
+        shutil.rmtree(final / "checkpoints", ignore_errors=True)  # only now: a kill before the rename needs them
         self.link(name, final)
         artifact = read_artifact(final)
         assert artifact is not None

@@ -92,7 +92,6 @@ def _run(recipe: Recipe) -> None:
     from trimtab.pipeline import run_recipe
     from trimtab.report.summary import sentences
 
-    _check_references(recipe)
     live = Live(out)
     try:
         root = run_recipe(recipe, live)
@@ -102,25 +101,6 @@ def _run(recipe: Recipe) -> None:
         out.print(words(f"  {sentence}"))
     out.print(Text("report   ", style="bold") + words(str(root / "report.html")))
     out.print(Text("summary  ", style="bold") + words(str(root / "summary.json")))
-
-
-def _check_references(recipe: Recipe) -> None:
-    """Find every model and file that a recipe names before its first stage runs, not hours later."""
-    from trimtab.config import DataRef, references
-    from trimtab.pipeline import find_model
-    from trimtab.records.sources import resolve
-
-    names = tuple(recipe.stages)
-    for config in recipe.stages.values():
-        for option, kind, word in references(config):
-            where = f"stages.{config.name}.{option}"
-            if kind is DataRef:
-                try:
-                    resolve(word)
-                except DataError as error:
-                    raise DataError(f"{where}: {error}") from None
-            elif word not in names:
-                find_model(recipe.model if word == "base" else word, word, None, names, where)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.artifacts import Artifact, Store, digest_of, revision, write_json
-from trimtab.config import DataRef, ModelRef, Recipe, StageConfig
-from trimtab.errors import ConfigError, did_you_mean
+from trimtab.config import DataRef, ModelRef, Recipe, StageConfig, references
+from trimtab.errors import ConfigError, DataError, did_you_mean
 from trimtab.model.hardware import hardware, pin_threads
 from trimtab.model.source import resolve
+from trimtab.records import sources
 from trimtab.records.read import source_digest
 from trimtab.registry import STAGES
 from trimtab.report.summary import write_report
 from trimtab.stages import Result
-from trimtab.train.run import Reporter, Run, Silent, peak_rss_gb
+from trimtab.train.run import Reporter, Run, Silent, peak_rss_gb, release_memory
 
 FORMAT = 1  # raise when an artifact's layout or a stage's meaning changes: old artifacts are then made again
 
@@ -40,10 +41,26 @@ def run_recipe(recipe: Recipe, reporter: Reporter | None = None) -> Path:
 
     A stage whose artifact with the same key exists is skipped; one that was killed goes on where it was.
     """
+    _check_references(recipe)
     pin_threads()
     store = Store(Path(recipe.output) / recipe.name)
     with store.lock():
         return _run(recipe, store, reporter or Silent())
+
+
+def _check_references(recipe: Recipe) -> None:
+    """Find (and fetch) every model and file that a recipe names before its first stage runs, not hours later."""
+    names = tuple(recipe.stages)
+    for config in recipe.stages.values():
+        for option, kind, word in references(config):
+            where = f"stages.{config.name}.{option}"
+            if kind is DataRef:
+                try:
+                    sources.resolve(word)
+                except DataError as error:
+                    raise DataError(f"{where}: {error}") from None
+            elif word not in names:
+                find_model(recipe.model if word == "base" else word, word, None, names, where)
 
 
 def _run(recipe: Recipe, store: Store, reporter: Reporter) -> Path:
@@ -109,6 +126,7 @@ def _run_stage(recipe: Recipe, config: StageConfig, store: Store, done: Mapping[
     )  # fmt: skip
     function: Callable[..., Result] = entry.function
     result = function(run, **arguments)
+    release_memory()  # this stage's models, before the next stage loads its own
     seconds = time.monotonic() - began
     artifact = store.publish(
         config.name,

@@ -182,7 +182,7 @@ class _Row:
 class TorchSampler:
     """The built-in sampler: a trunk and one of its adapters."""
 
-    def __init__(self, trunk: Trunk, adapter: str | None, *, stop: frozenset[int], slots: int = 32) -> None:
+    def __init__(self, trunk: Trunk, adapter: str | None, *, stop: frozenset[int], slots: int = 64) -> None:
         self.trunk = trunk
         self.adapter = adapter
         self.stop = stop

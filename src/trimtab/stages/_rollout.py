@@ -19,6 +19,7 @@ from trimtab.records.types import Answer, Group
 from trimtab.rewards.reward_model import RewardModel
 from trimtab.seeds import derive
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
+from trimtab.train.run import release_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Roller:
             TokenGroup(prompt=prompt, answers=tuple(a.tokens for a in own))
             for prompt, own in zip(prompts, answers, strict=True)
         ]
+        release_memory()  # the sampler's merged weights and cache, before the largest batches of the step
         minibatches = self._cut(items)
         micros = [micro for minibatch in minibatches for micro in minibatch]
         flat = [a for own in answers for a in own]

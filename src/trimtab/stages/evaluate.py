@@ -27,6 +27,7 @@ from trimtab.stats.sequential import always_valid
 from trimtab.stats.winrate import WinRate, length_matched, outcomes, win_rate
 from trimtab.train.run import Run
 
+ENCODER = ModelRef("minilm-l6-v2")
 Samples = dict[str, list[dict[str, Any]]]
 
 
@@ -37,7 +38,7 @@ def evaluate(
     models: tuple[ModelRef, ...] = (BASE,),
     judge: DataRef | None = None,
     judge_heldout: DataRef | None = None,
-    encoder_model: str = "minilm-l6-v2",
+    encoder_model: ModelRef = ENCODER,
     reward: ModelRef | None = None,
     limit: int = 100,
     sampling: Sampling = Sampling(temperature=0.7),  # noqa: B008 - frozen
@@ -77,7 +78,7 @@ def evaluate(
         report["reward_model"] = _reward_means(run, reward, groups, answers)
         metrics |= {f"reward_model/{name}": mean for name, mean in report["reward_model"].items()}
     if judge is not None:
-        report["judge"], scores = _judge(run, judge, judge_heldout, encoder_model, groups, answers)
+        report["judge"], scores = _judge(run, judge, judge_heldout, encoder_model.base, groups, answers)
         report["head_to_head"] = _head_to_head(answers, scores)
         metrics["judge/accuracy"] = report["judge"]["accuracy"]
         metrics |= {f"win/{row['a']}_over_{row['b']}": row["win_rate"] for row in report["head_to_head"]}

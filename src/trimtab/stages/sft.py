@@ -86,7 +86,7 @@ class _Task:
         """The step's batch."""
         items = [self.tokens[i] for i in batch_at(step, len(self.tokens), self.batch, self.seed)]
         packed = [pack([items[i] for i in cut]) for cut in split_by_tokens(items, self.micro_tokens)]
-        total = sum(p.num_targets for p in packed)
+        total = max(1, sum(p.num_targets for p in packed))  # a batch may hold no target at all
         log.add({"train/tokens": float(sum(p.ids.numel() for p in packed))})
         yield Update(micros=[_Micro(p, total) for p in packed], accumulate=self.accumulate)
 

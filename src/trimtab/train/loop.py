@@ -19,7 +19,7 @@ from torch import Tensor
 from trimtab.seeds import derive
 from trimtab.train import checkpoint
 from trimtab.train.optim import Optimiser, schedule
-from trimtab.train.run import Means, Run
+from trimtab.train.run import Means, Run, release_memory
 
 M = TypeVar("M")
 Metrics = Mapping[str, Tensor | float]
@@ -82,6 +82,7 @@ def fit(run: Run, task: Task, optimiser: Optimiser, pace: Pace, *, show: Sequenc
     saved_at = time.monotonic()
     for step in range(start, pace.steps):
         row = _step(task, optimiser, pace, step)
+        release_memory()
         run.log({"step": step, **row})
         run.reporter.advance(step + 1, {name: row[name] for name in show if name in row})
         last = step + 1 == pace.steps
