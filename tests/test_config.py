@@ -130,6 +130,7 @@ def test_references_are_found_wherever_they_stand() -> None:
     recipe = check({"sft": SFT, "evaluate": {"prompts": "p", "models": ["base", "sft"], "judge": "j"}})
     assert set(references(recipe.stages["evaluate"])) == {
         ("prompts", DataRef, "p"), ("models", ModelRef, "base"), ("models", ModelRef, "sft"), ("judge", DataRef, "j"),
+        ("encoder_model", ModelRef, "minilm-l6-v2"),
     }  # fmt: skip
 
 
