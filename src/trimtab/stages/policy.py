@@ -231,7 +231,7 @@ class _Task:
     def _check_start(self, rollout: Rollout) -> None:
         """Before the first update the actor is the reference, and the sampler is the trainer."""
         kl = float((rollout.logps - rollout.ref_logps).abs().max())
-        exact = self.roles.actor.trunk is self.roles.reference.trunk
+        exact = self.roles.actor.trunk is self.roles.reference.trunk and rollout.logps.is_cpu
         invariant(
             kl <= (0.0 if exact else 1e-3), f"step 0: actor and reference differ by {kl:.3g} nats; they must be equal"
         )
@@ -261,8 +261,8 @@ class _Task:
                 aggregate(terms.loss, mask, self.method.aggregation, work.totals).sum().backward()
             if work.first:
                 off = float((terms.ratio - 1)[mask].abs().max())
-                invariant(
-                    off == 0.0,
+                invariant(  # to the bit on a CPU; a GPU's kernels may sum in another order each time
+                    off <= (0.0 if logps.is_cpu else 1e-2),
                     f"the first update's ratio is off by {off:.3g}: old log-probabilities are not the actor's",
                 )
             metrics |= {
