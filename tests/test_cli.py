@@ -396,11 +396,16 @@ def test_convert_refuses(tmp_path: Path) -> None:
 # --- as a process -----------------------------------------------------------------------------------------------------
 
 
+def heed_ctrl_c() -> None:
+    """A shell's background job ignores Ctrl-C, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: str, **settings: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "trimtab", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        **settings,
+        preexec_fn=heed_ctrl_c, **settings,
     )  # fmt: skip
 
 
@@ -429,6 +434,9 @@ def test_ctrl_c_is_no_traceback_and_the_run_goes_on_later(work: Path) -> None:
     while process.poll() is None and not list(log.glob("*/metrics.jsonl")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    try:
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()  # nothing, when it has ended
     assert process.returncode == 130
     assert said.strip() == "stopped; the same command goes on where it was"

@@ -126,7 +126,7 @@ def _run_stage(recipe: Recipe, config: StageConfig, store: Store, done: Mapping[
     )  # fmt: skip
     function: Callable[..., Result] = entry.function
     result = function(run, **arguments)
-    release_memory()  # this stage's models, before the next stage loads its own
+    release_memory(collect=True)  # this stage's models, before the next stage loads its own
     seconds = time.monotonic() - began
     artifact = store.publish(
         config.name,

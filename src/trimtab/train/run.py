@@ -119,9 +119,13 @@ def invariant(holds: bool, sentence: str) -> None:
         raise InvariantError(sentence)
 
 
-def release_memory() -> None:
-    """Give freed memory back to the system: batches of many shapes leave holes that the C allocator keeps."""
-    gc.collect()
+def release_memory(*, collect: bool = False) -> None:
+    """Give freed memory back to the system: batches of many shapes leave holes that the C allocator keeps.
+
+    ``collect`` also frees what refers to itself (whole models): a tenth of a second, so not for every step.
+    """
+    if collect:
+        gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
         if trim is not None:
