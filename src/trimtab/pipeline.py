@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trimtab.artifacts import Artifact, Store, digest_of, revision, write_json
+from trimtab.artifacts import Artifact, Store, digest_of, read_artifact, revision, write_json
 from trimtab.config import DataRef, ModelRef, Recipe, StageConfig, references
 from trimtab.errors import ConfigError, DataError, did_you_mean
 from trimtab.model.hardware import hardware, pin_threads
@@ -33,7 +33,6 @@ class Done:
 
     artifact: Artifact
     skipped: bool
-    seconds: float
 
 
 def run_recipe(recipe: Recipe, reporter: Reporter | None = None) -> Path:
@@ -117,7 +116,7 @@ def _run_stage(recipe: Recipe, config: StageConfig, store: Store, done: Mapping[
     if found is not None:
         store.link(config.name, found.folder)
         reporter.note(f"{config.name}: done before, skipped")
-        return Done(artifact=found, skipped=True, seconds=0.0)
+        return Done(artifact=found, skipped=True)
     began = time.monotonic()
     folder = store.work(config.name, key)
     run = Run(
@@ -144,7 +143,7 @@ def _run_stage(recipe: Recipe, config: StageConfig, store: Store, done: Mapping[
             "peak_rss_gb": round(peak_rss_gb(), 2),
         },
     )
-    return Done(artifact=artifact, skipped=False, seconds=seconds)
+    return Done(artifact=artifact, skipped=False)
 
 
 def _plain(value: Any) -> Any:
@@ -182,8 +181,6 @@ def find_model(
     ref: str, name: str, inputs: dict[str, str] | None = None, stages: tuple[str, ...] = (), where: str = "model"
 ) -> ModelRef:
     """Find a model by what a user may write: an artifact folder of ours, or whatever ``model.source`` resolves."""
-    from trimtab.artifacts import read_artifact
-
     artifact = read_artifact(Path(ref)) if Path(ref).is_dir() else None
     if artifact is not None and artifact.base is not None:
         if inputs is not None:

@@ -17,7 +17,7 @@ from trimtab.stages.policy import KL, policy
 from trimtab.stages.reward import reward
 from trimtab.stages.sft import sft
 from trimtab.train import checkpoint
-from trimtab.train.loop import Pace, Update, batch_at, chain, epoch_order, fit, num_steps
+from trimtab.train.loop import Pace, Update, batch_at, epoch_order, fit, num_steps
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.run import Means, Run, Silent
 
@@ -198,11 +198,6 @@ def test_num_steps() -> None:
     assert num_steps(100, 16, 2.0) == 12  # 12.5, to even
     assert num_steps(100, 10, 1.0) == 10
     assert num_steps(3, 16, 0.5) == 1
-
-
-def test_chain() -> None:
-    a, b, c = (Update(micros=(i,), accumulate=lambda _: {}) for i in range(3))
-    assert list(chain([a], iter([b, c]))) == [a, b, c]
 
 
 def sft_stage(folder: Path, model: Path, micro_tokens: int) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from trimtab.errors import ModelError
 from trimtab.model.attention import tree_view
-from trimtab.tensors.tree import TreeBatch
+from trimtab.tensors.kl import exact_kl
+from trimtab.tensors.tree import TokenGroup, TreeBatch, pack
 
 CHUNK = 256
 
@@ -88,8 +89,6 @@ def check_head(model: nn.Module, head: Head, tolerance: float = 2e-2) -> None:
 
     Compared on a few tokens, relative to the logits' size; the tolerance is that of bf16.
     """
-    from trimtab.tensors.tree import TokenGroup, pack
-
     batch = pack([TokenGroup(prompt=(1, 2, 3, 4), answers=((5,),))])
     device = head.weight.device
     batch = batch.to(device)
@@ -202,5 +201,5 @@ def full_kl(head: Head, hidden: Tensor, other: Tensor, *, temperature: float = 1
     parts = []
     for rows, p in full_log_softmax(head, hidden, temperature=temperature):
         q = F.log_softmax(head.logits(other[rows], temperature), dim=-1)
-        parts.append((p.exp() * (p - q)).sum(-1))
+        parts.append(exact_kl(p, q))
     return torch.cat(parts) if parts else hidden.new_zeros(0)

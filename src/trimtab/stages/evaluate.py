@@ -96,10 +96,10 @@ def _answers(
     for place, model in enumerate(models):
         path = run.folder / f"answers-{model.name}.json"
         if not path.exists():
-            trunk = trunks.setdefault(model.base, Trunk.load(model.base, dtype=run.dtype))
-            cap = sampling.max_tokens if model.artifact is not None else base_max_tokens
-            own = Sampling(max_tokens=cap, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
-            write_json(path, _sample(run, trunk, model, groups, own, place * len(groups)))
+            if model.base not in trunks:
+                trunks[model.base] = Trunk.load(model.base, dtype=run.dtype)
+            own = sampling if model.artifact is not None else dataclasses.replace(sampling, max_tokens=base_max_tokens)
+            write_json(path, _sample(run, trunks[model.base], model, groups, own, place * len(groups)))
         found[model.name] = json.loads(path.read_text())
         run.reporter.advance((place + 1) * len(groups), {})
     return found

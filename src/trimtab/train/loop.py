@@ -9,7 +9,7 @@ an update is cut does not change it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -132,9 +132,3 @@ def batch_at(step: int, num_items: int, batch: int, seed: int) -> list[int]:
 def num_steps(num_items: int, batch: int, epochs: float) -> int:
     """Steps that cover ``epochs`` passes over the items: at least one."""
     return max(1, round(num_items * epochs / batch))
-
-
-def chain(*parts: Iterable[Update[Any]]) -> Iterator[Update[Any]]:
-    """One stream of updates after another."""
-    for part in parts:
-        yield from part
