@@ -136,7 +136,7 @@ def test_list_stages_has_every_option_its_default_and_what_it_means() -> None:
     assert row("kl.beta")[:2] == ["kl.beta", "0.05"]
     assert row("lora.rank")[:2] == ["lora.rank", "16"]
     assert row("checkpoint_activations") == ["checkpoint_activations", "false"]
-    assert row("critic_warmup")[2] == meaning("critic_warmup", inspect.getdoc(STAGES["policy"].function) or "") != ""
+    assert row("answers")[2] == meaning("answers", inspect.getdoc(STAGES["policy"].function) or "") != ""
     assert "``" not in "".join(lines)
 
 

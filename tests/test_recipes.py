@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from trimtab.records.sources import resolve
 from trimtab.registry import STAGES
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
@@ -61,7 +64,7 @@ def test_models_are_the_base_an_earlier_stage_or_bundled(path: Path) -> None:
 
 
 @every_recipe
-def test_data_comes_with_the_package(path: Path) -> None:
+def test_data_comes_with_the_package_or_is_a_hub_id(path: Path) -> None:
     for stage in load_recipe(path).stages.values():
         for word in words(stage.stage, stage.settings, DataRef):
-            assert resolve(word).path.is_file(), word
+            assert HUB_ID.fullmatch(word) if not word.startswith("quickstart/") else resolve(word).path.is_file(), word

@@ -14,12 +14,13 @@ from trimtab.artifacts import Artifact
 from trimtab.config import DataRef, ModelRef
 from trimtab.model.sampler import Sampling, TorchSampler
 from trimtab.model.trunk import Lora, ScalarHead, Trunk
-from trimtab.stages import policy as policy_module
 from trimtab.stages._methods import METHODS
+from trimtab.stages._online import KL, Clip, Critic, Online, Shaping
 from trimtab.stages._rollout import Roller
 from trimtab.train.run import Run
 
 LORA = Lora(rank=4, alpha=8)
+NO_WARMUP = Critic(warmup=0)
 QUESTIONS = ("What is tea?", "Why?", "How tall is the old tower by the sea?", "Say a word", "Who?", "Where is it now?")
 ANSWERS = ("A leaf.", "Because it rains a good deal there.", "Forty metres.", "Word", "Nobody knows.", "Here")
 
@@ -123,8 +124,8 @@ def same_curves(a: Path, b: Path, *, tolerance: float) -> None:
 
 def policy_task(
     folder: Path, *, init: ModelRef, reward: ModelRef, source: DataRef, layout: str = "shared", answers: int = 2,
-    sampling: Sampling | None = None, warmup: int = 0, **settings: Any,
-) -> policy_module._Task:  # fmt: skip
+    sampling: Sampling | None = None, critic: Critic = NO_WARMUP, **settings: Any,
+) -> Online:  # fmt: skip
     """What ``policy`` builds before it trains, to look inside and to break."""
     from trimtab.data.encode import encode
     from trimtab.model.roles import build_roles
@@ -133,7 +134,10 @@ def policy_task(
 
     run = make_run(folder, "policy")
     sampling = sampling or Sampling(max_tokens=6)
-    roles = build_roles(init, reward, layout=layout, critic=True, lora=LORA, seed=0, dtype="float32")  # type: ignore[arg-type]
+    roles = build_roles(
+        init, reward, layout=layout, critic=critic.start, frozen=critic.fit == "ridge", lora=LORA, seed=0,  # type: ignore[arg-type]
+        dtype="float32",
+    )  # fmt: skip
     scorer = RewardModel.open(reward, trunk=roles.reward_trunk, dtype="float32")
     actor = roles.actor
     groups, tokens = encode(
@@ -144,9 +148,7 @@ def policy_task(
         roles, sampler, scorer, groups, tokens, k=answers, sampling=sampling, minibatches=1, micro_tokens=2048, seed=0
     )
     values = {
-        "kl": policy_module.KL(), "clip": policy_module.Clip(), "shaping": policy_module.Shaping(eos="none"),
+        "kl": KL(), "clip": Clip(), "shaping": Shaping(eos="none"),
         "gamma": 1.0, "lam": 0.95, "epochs": 1, "batch": 3, **settings,
     }  # fmt: skip
-    return policy_module._Task(
-        run, roles, roller, METHODS["ppo"], num_prompts=len(tokens), critic_warmup=warmup, **values
-    )
+    return Online(run, roles, roller, METHODS["ppo"], num_prompts=len(tokens), critic=critic, **values)

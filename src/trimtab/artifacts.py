@@ -103,16 +103,20 @@ class Store:
         final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
-        shutil.rmtree(final / "checkpoints", ignore_errors=True)  # only now: a kill before the rename needs them
         self.link(name, final)
         artifact = read_artifact(final)
         assert artifact is not None
         return artifact
 
     def link(self, name: str, folder: Path) -> None:
-        """Point ``<run>/<name>`` at an artifact."""
+        """Point ``<run>/<name>`` at an artifact, and drop its checkpoints.
+
+        Only now, for a kill before the rename needs them; and here, so that whoever was killed in between does it when
+        the artifact is found again.
+        """
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         link = self.root / name
-        fresh = self.root / f".link-{name}-{os.getpid()}"
+        fresh = self.root / f".link-{name}"  # one name (the run is locked): what a kill left is taken over
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(os.path.relpath(folder, self.root), target_is_directory=True)
         fresh.replace(link)

@@ -31,7 +31,7 @@ stages:
     reward: reward
     prompts: {data}/prompts.jsonl
     steps: 8
-    critic_warmup: 2
+    critic: {{warmup: 2}}
     batch: 4
     answers: 2
     epochs: 2

@@ -18,6 +18,8 @@ from trimtab.registry import ADVANTAGES
 LENGTHS = torch.tensor([5, 1, 3, 0])
 MASK = torch.arange(5) < LENGTHS.unsqueeze(1)
 
+GIVEN = ("mask", "group")  # no numbers to learn from
+
 every_estimator = pytest.mark.parametrize("name", sorted(ADVANTAGES))
 
 
@@ -29,6 +31,7 @@ def batch(garbage: float = 0.0) -> dict[str, Tensor]:
         "rewards": rewards.masked_fill(~MASK, garbage),
         "values": values.masked_fill(~MASK, garbage),
         "mask": MASK,
+        "group": torch.tensor([4, 7, 4, 4]),
     }
 
 
@@ -65,7 +68,7 @@ def test_zero_off_the_answer_and_blind_to_it(name: str, garbage: float) -> None:
 @every_estimator
 def test_longer_padding_changes_nothing(name: str) -> None:
     given = batch()
-    wide = {key: torch.nn.functional.pad(value, (0, 3)) for key, value in given.items()}
+    wide = {key: torch.nn.functional.pad(value, (0, 3)) if value.ndim == 2 else value for key, value in given.items()}
     for narrow, padded in zip(run(name, given), run(name, wide), strict=True):
         torch.testing.assert_close(padded[:, :5], narrow)
         assert not padded[:, 5:].any()
@@ -82,7 +85,7 @@ def test_permuting_answers_permutes_advantages(name: str) -> None:
 
 @every_estimator
 def test_no_gradient_no_change_of_inputs_and_the_dtype_stays(name: str) -> None:
-    given = {key: value if key == "mask" else value.float().requires_grad_() for key, value in batch().items()}
+    given = {key: value if key in GIVEN else value.float().requires_grad_() for key, value in batch().items()}
     before = {key: value.detach().clone() for key, value in given.items()}
     for result in run(name, given):
         assert not result.requires_grad
@@ -93,6 +96,6 @@ def test_no_gradient_no_change_of_inputs_and_the_dtype_stays(name: str) -> None:
 
 @every_estimator
 def test_no_reward_and_no_value_is_no_advantage(name: str) -> None:
-    given = {key: value if key == "mask" else torch.zeros_like(value) for key, value in batch().items()}
+    given = {key: value if key in GIVEN else torch.zeros_like(value) for key, value in batch().items()}
     for result in run(name, given):
         assert not result.any()

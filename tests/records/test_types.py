@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from trimtab.errors import DataError
-from trimtab.records.types import Answer, Edit, Group, Message, Pair, Ranking, Score, Thumb, answers_named, pairs
+from trimtab.records.types import (
+    Answer,
+    Edit,
+    Group,
+    Message,
+    Pair,
+    Ranking,
+    Score,
+    Thumb,
+    answers_named,
+    best_answers,
+    pairs,
+)
 
 ANSWERS = tuple(Answer(text=text) for text in "abcd")
 
@@ -50,3 +62,19 @@ def test_rankings_imply_every_pair_between_their_tiers() -> None:
     assert [(pair.better, pair.worse) for pair in found] == [(2, 0), (2, 1), (2, 3), (0, 3), (1, 3), (1, 0)]
     assert {pair.rater for pair in found[:5]} == {"human:1"}
     assert found[5] == verdicts[2]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "best"),
+    [
+        ((), [0, 1, 2]),
+        ((Pair(better=2, worse=0),), [2]),
+        ((Pair(better=2, worse=0), Pair(better=1, worse=2)), [1]),
+        ((Pair(better=0, worse=1), Pair(better=1, worse=0)), [0, 1]),  # a circle
+        ((Pair(better=0, worse=1, tie="tie"),), [0, 1, 2]),
+        ((Ranking(order=((1, 2), (0,))),), [1, 2]),
+    ],
+)
+def test_best_answers(verdicts: tuple[Pair | Ranking, ...], best: list[int]) -> None:
+    answers = tuple(Answer(text=text) for text in "abc")
+    assert best_answers(Group(id="g", prompt=(), answers=answers, verdicts=verdicts)) == best

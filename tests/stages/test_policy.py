@@ -17,7 +17,8 @@ from trimtab.model.tiny import byte_letters, make_tiny
 from trimtab.records.types import Answer, Group, Message
 from trimtab.rewards.reward_model import RewardModel
 from trimtab.seeds import derive
-from trimtab.stages.policy import KL, Shaping, policy
+from trimtab.stages._online import KL, Critic, Shaping
+from trimtab.stages.policy import policy
 from trimtab.stages.sft import sft
 from trimtab.train.run import Means
 
@@ -54,7 +55,7 @@ def train(
         "steps": 2,
         "batch": 3,
         "answers": 2,
-        "critic_warmup": 0,
+        "critic": Critic(warmup=0),
         "sampling": SHORT,
         "lora": tiny.LORA,
         **settings,
@@ -85,7 +86,7 @@ def test_later_updates_move_the_ratio(tmp_path: Path, toy_reward: ModelRef, sour
 def test_warm_up_trains_the_critic_alone(
     tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
 ) -> None:
-    rows = train(tmp_path, toy_reward, source, tuned, steps=1, critic_warmup=2, critic_lr=1e-2)
+    rows = train(tmp_path, toy_reward, source, tuned, steps=1, critic=Critic(warmup=2, lr=1e-2))
     assert len(rows) == 3
     assert all("train/grad_norm/actor" not in row and "policy/loss" not in row for row in rows[:2])
     assert all(row["rollout/kl"] == 0.0 for row in rows)  # the actor had not moved before step 2
@@ -166,8 +167,9 @@ def test_a_toy_reward_goes_up(tmp_path: Path, source: DataRef) -> None:
     # It likes most what the model says least at first.
     reward = tiny.hand_made_reward(tmp_path / "toy", folder, -direction(scale=0.3))
     rows = train(
-        tmp_path, reward, source, tiny.base(folder), steps=18, batch=6, answers=8, lr=3e-2, critic_lr=1e-2,
-        critic_warmup=2, epochs=2, kl=KL(beta=0.0), shaping=Shaping(eos="none"), sampling=Sampling(max_tokens=2),
+        tmp_path, reward, source, tiny.base(folder), steps=18, batch=6, answers=8, lr=3e-2,
+        critic=Critic(warmup=2, lr=1e-2), epochs=2, kl=KL(beta=0.0), shaping=Shaping(eos="none"),
+        sampling=Sampling(max_tokens=2),
     )  # fmt: skip
     first = sum(row["rollout/score"] for row in rows[:2]) / 2
     last = sum(row["rollout/score"] for row in rows[-3:]) / 3
@@ -192,7 +194,7 @@ def test_trunks_in_memory(
 ) -> None:
     result = policy(
         tiny.make_run(tmp_path, "policy"), reward=toy_reward, prompts=source, init=tuned, steps=1, batch=1, answers=1,
-        critic_warmup=0, sampling=SHORT, lora=tiny.LORA, roles=layout,  # type: ignore[arg-type]
+        critic=Critic(warmup=0), sampling=SHORT, lora=tiny.LORA, roles=layout,  # type: ignore[arg-type]
     )  # fmt: skip
     assert result.metrics["memory/trunks"] == trunks
 

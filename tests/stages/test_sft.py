@@ -146,3 +146,12 @@ def test_mean_loss_reads_at_most_the_limit(tiny_model: Path, count: int, read: i
     assert len(picked) == read
     whole = _Task(trunk, picked, batch=2, micro_tokens=4096, seed=0)
     assert task.mean_loss(limit=4) == pytest.approx(whole.mean_loss(), rel=1e-6)
+
+
+def test_only_answers_that_lost_to_none_are_learned_from(tmp_path: Path, tiny_model: Path) -> None:
+    pair = {"kind": "pair", "better": 1, "worse": 0}
+    both = tiny.write_rows(tmp_path / "pairs.jsonl", [tiny.row("a", "Why?", ["No", "Because"], [pair])])
+    good = tiny.write_rows(tmp_path / "good.jsonl", [tiny.row("a", "Why?", ["Because"])])
+    for data, name in ((both, "both"), (good, "good")):
+        sft(tiny.make_run(tmp_path / name, "sft"), data=data, init=tiny.base(tiny_model), epochs=2, lora=tiny.LORA)
+    assert tiny.same_weights(tmp_path / "both", tmp_path / "good")

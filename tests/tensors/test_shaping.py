@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trimtab.errors import ConfigError
 from trimtab.tensors.kl import KL_KINDS, KLKind, kl_estimate
 from trimtab.tensors.masked import last_true
-from trimtab.tensors.shaping import EosShaping, eos_shaping, token_rewards
+from trimtab.tensors.shaping import EosShaping, eos_shaping, leave_one_out, reward_to_go, token_rewards
 
 
 def test_by_hand() -> None:
@@ -95,3 +95,19 @@ def test_wrong_mode_and_negative_penalty_are_refused() -> None:
         eos_shaping(scores, ended, mode="replaced", penalty=1.0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="cannot be negative"):
         eos_shaping(scores, ended, mode="replace", penalty=-1.0)
+
+
+def test_reward_to_go_by_hand() -> None:
+    rewards = torch.tensor([[0.0, 0.0, 1.0, math.nan], [1.0, 2.0, math.inf, 4.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 1]])
+    found = reward_to_go(rewards, mask, gamma=0.5)
+    assert found.tolist() == [[0.25, 0.5, 1.0, 0.0], [1 + 0.5 * (2 + 0.5 * 4), 2 + 0.5 * 4, 0.0, 4.0]]
+    assert reward_to_go(rewards, mask)[:, 0].tolist() == [1.0, 7.0]
+
+
+def test_leave_one_out_by_hand() -> None:
+    returns = torch.tensor([2.0, 1.0, 7.0, 0.5, 0.5], dtype=torch.float64)
+    found = leave_one_out(returns, torch.tensor([3, 3, 9, 3, 3]))
+    assert found.tolist() == pytest.approx([2 / 3, 1.0, 0.0, 3.5 / 3, 3.5 / 3])
+    # R - baseline: the worked example of RLOO.
+    assert (returns - found)[[0, 1, 3, 4]].tolist() == pytest.approx([4 / 3, 0.0, -2 / 3, -2 / 3])

@@ -111,3 +111,17 @@ def test_killed_while_saving_a_whole_one_remains(tmp_path: Path, wait: int) -> N
     assert found.step in (announced, announced + 1)  # published, perhaps not yet announced
     assert found.state == {"n": found.step}
     assert torch.equal(found.tensors["x"], torch.arange(300_000.0) + found.step)
+
+
+def test_tensors_in_the_state_come_back_bit_for_bit(tmp_path: Path) -> None:
+    sums = torch.arange(9.0, dtype=torch.float64).view(3, 3).T / 7
+    state = {"kl": {"beta": 0.1}, "ridge": {"sum": sums, "count": torch.tensor(3.0)}, "b": sums[0]}
+    checkpoint.save(tmp_path, Checkpoint(step=1, tensors={"b": torch.ones(2)}, state=state))
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert list(found.tensors) == ["b"]
+    assert torch.equal(found.tensors["b"], torch.ones(2))
+    assert found.state["kl"] == {"beta": 0.1}
+    assert found.state["ridge"].keys() == {"sum", "count"}
+    assert torch.equal(found.state["ridge"]["sum"], sums)
+    assert torch.equal(found.state["b"], sums[0])

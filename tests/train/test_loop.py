@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import tiny_stages as tiny
 from trimtab.model.sampler import Sampling
 from trimtab.seeds import derive
-from trimtab.stages.policy import KL, policy
+from trimtab.stages._online import KL, Critic
+from trimtab.stages.policy import policy
 from trimtab.stages.reward import reward
 from trimtab.stages.sft import sft
 from trimtab.train import checkpoint
@@ -220,7 +221,7 @@ def policy_stage(folder: Path, model: Path, micro_tokens: int) -> None:
     policy(
         tiny.make_run(folder, "policy"), init=tiny.base(model), prompts=tiny.prompts(folder), steps=3, batch=4,
         reward=tiny.hand_made_reward(folder / "toy", model, weight), answers=2, epochs=2, minibatches=2, lr=1e-3,
-        critic_warmup=1, lora=tiny.LORA, sampling=Sampling(max_tokens=8), micro_tokens=micro_tokens,
+        critic=Critic(warmup=1), lora=tiny.LORA, sampling=Sampling(max_tokens=8), micro_tokens=micro_tokens,
         kl=KL(beta=0.1, target=0.01, horizon=100),
     )  # fmt: skip
 

@@ -15,9 +15,11 @@ from typing import Literal
 from torch import nn
 
 from trimtab.config import ModelRef
+from trimtab.errors import ConfigError
 from trimtab.model.trunk import Lora, ScalarHead, Trunk
 
 Layout = Literal["shared", "paired", "separate"]
+CriticStart = Literal["policy", "reward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Role:
     head: ScalarHead | None = None
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained of it: its adapter, and its head."""
+        """What is trained of it by gradient: its adapter, and its head."""
         assert self.adapter is not None
         own = self.trunk.train_adapter(self.adapter)
         return own if self.head is None else [*own, *self.head.parameters()]
@@ -52,12 +54,17 @@ class Roles:
 
 
 def build_roles(
-    init: ModelRef, reward: ModelRef, *, layout: Layout, critic: bool, lora: Lora, seed: int, dtype: str = "auto"
-) -> Roles:
+    init: ModelRef, reward: ModelRef, *, layout: Layout, critic: CriticStart | None, frozen: bool = False,
+    lora: Lora, seed: int, dtype: str = "auto",
+) -> Roles:  # fmt: skip
     """Lay the roles out.
 
     The actor starts as a copy of ``init``'s adapter (fresh when it has none) and the reference *is* that adapter, so
-    KL(actor, reference) is 0 at the start. The critic starts from the same adapter under a zero head.
+    KL(actor, reference) is 0 at the start. ``critic`` names the adapter that the critic starts from, under a zero head:
+    the policy's or the reward model's (``None``: no critic). A ``frozen`` critic *is* that adapter, and has no head:
+    somebody else reads its hidden states.
+
+    Errors: ConfigError for a critic that starts from a reward model on another base.
     """
     trunk, start = Trunk.open(init, dtype=dtype)
     trunk.derive_adapter("actor", start, lora, seed=seed)
@@ -68,10 +75,18 @@ def build_roles(
     reference_trunk = another()[0] if layout == "separate" else trunk
     value: Role | None = None
     critic_trunk = trunk
-    if critic:
+    if critic is not None:
         critic_trunk, critic_start = another()
-        critic_trunk.derive_adapter("critic", critic_start, lora, seed=seed + 1)
-        value = Role(critic_trunk, "critic", critic_trunk.scalar_head())
+        if critic == "reward":
+            if reward.base != init.base:
+                raise ConfigError(
+                    f"a critic that starts from the reward model needs one on the policy's base ({init.base}), "
+                    f"but {reward.name!r} is on {reward.base}"
+                )
+            critic_start = critic_trunk.adopt(reward)
+        if not frozen:
+            critic_trunk.derive_adapter("critic", critic_start, lora, seed=seed + 1)
+        value = Role(critic_trunk, critic_start) if frozen else Role(critic_trunk, "critic", critic_trunk.scalar_head())
     return Roles(
         actor=Role(trunk, "actor"),
         reference=Role(reference_trunk, start),

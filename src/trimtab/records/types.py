@@ -169,3 +169,10 @@ def pairs(group: Group) -> list[Pair]:
                 for lower in verdict.order[i + 1 :]:
                     found.extend(Pair(better=b, worse=w, rater=verdict.rater) for b in tier for w in lower)
     return found
+
+
+def best_answers(group: Group) -> list[int]:
+    """Return the answers that win a strict preference and lose none; in a circle, all that win; unjudged, all."""
+    found = pairs(group)
+    winners, losers = {pair.better for pair in found}, {pair.worse for pair in found}
+    return sorted(winners - losers or winners or range(len(group.answers)))

@@ -34,6 +34,10 @@ class RewardModel:
             trunk = Trunk.load(model.base, dtype=dtype)
         return cls(trunk, trunk.adopt(model), head.to(trunk.device))
 
+    def is_on(self, trunk: Trunk, adapter: str | None) -> bool:
+        """Tell whether this adapter of this trunk is the one that the scores are read from."""
+        return self.trunk is trunk and self.adapter == adapter
+
     @torch.no_grad()
     def score_batch(self, batch: TreeBatch) -> Tensor:
         """Scores (A,) of a batch of this model's own tokens."""

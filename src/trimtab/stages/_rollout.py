@@ -46,6 +46,8 @@ class Rollout:
     sampled_logps: Tensor  # (B, T) by the sampler, of the distribution it drew from
     entropy: Tensor  # (B, T)
     values: Tensor | None  # (B, T)
+    features: Tensor | None  # (N, H) the critic's hidden states before each answer token, in the order of the mask
+    group: Tensor  # (B,) which prompt of the step
     scores: Tensor  # (B,)
     ended: Tensor  # (B,) bool
     lengths: Tensor  # (B,) tokens
@@ -87,7 +89,9 @@ class Roller:
         width = max(len(a.tokens) for a in flat)
         actor, temperature = self.roles.actor, self.sampling.temperature
 
-        logps, entropy, ref_logps, values, scores = [], [], [], [], []
+        critic = self.roles.critic
+        one_pass = critic is not None and self._same_tokens and self.reward.is_on(critic.trunk, critic.adapter)
+        logps, entropy, ref_logps, values, features, scores = [], [], [], [], [], []
         for micro in micros:
             with actor.trunk.using(actor.adapter):
                 lp, h = actor.trunk.logps(micro.batch, temperature=temperature)
@@ -97,9 +101,15 @@ class Roller:
             logps.append(micro.table(lp, width))
             entropy.append(micro.table(h, width))
             ref_logps.append(micro.table(ref, width))
-            if self.roles.critic is not None:
-                values.append(micro.table(critic_values(self.roles.critic, micro.batch), width))
-            if self._same_tokens:
+            if critic is not None:
+                with critic.trunk.using(critic.adapter):
+                    hidden = critic.trunk.hidden(micro.batch)
+                features.append(hidden[micro.batch.predictor])
+                if critic.head is not None:
+                    values.append(micro.table(critic.head(features[-1]), width))
+                if one_pass:
+                    scores.append(self.reward.head(hidden[micro.batch.last]))
+            if self._same_tokens and not one_pass:
                 scores.append(self.reward.score_batch(micro.batch))
         if not self._same_tokens:
             scores.append(self._score_text(chosen, answers))
@@ -118,6 +128,8 @@ class Roller:
             sampled_logps=sampled.to(found.device),
             entropy=torch.cat(entropy),
             values=torch.cat(values) if values else None,
+            features=torch.cat(features) if features else None,
+            group=torch.arange(len(items), device=found.device).repeat_interleave(self.k),
             scores=found,
             ended=torch.tensor([a.finish == "stop" for a in flat], device=found.device),
             lengths=torch.tensor([float(len(a.tokens)) for a in flat], device=found.device),

@@ -36,6 +36,35 @@ def token_rewards(
     return torch.where(at_end, rewards + scores.detach().unsqueeze(1), rewards)
 
 
+def reward_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
+    """Sum what is still to come, G_t = r_t + gamma G_{t+1}, over the answer's tokens: (B, T) -> (B, T).
+
+    Off the mask the result is zero and what stands there is passed over, also in the middle of an answer.
+    """
+    on = mask.bool()
+    rewards = rewards.detach().masked_fill(~on, 0)
+    returns = torch.zeros_like(rewards)
+    later = rewards.new_zeros(rewards.shape[0])  # (B,)
+    for t in reversed(range(rewards.shape[1])):
+        later = torch.where(on[:, t], rewards[:, t] + gamma * later, later)
+        returns[:, t] = later
+    return returns.masked_fill(~on, 0)
+
+
+def leave_one_out(returns: Tensor, group: Tensor) -> Tensor:
+    """Mean return of the Group's *other* answers, (B,), (B,) -> (B,); a lone answer has none and gets 0.
+
+        b_i = (sum_G R - R_i) / (k - 1)
+
+    It says how hard the prompt is and does not depend on what answer i did, so it is a fair baseline for it.
+
+    Source: Kool et al. 2019, "Buy 4 REINFORCE samples"; Ahmadian et al. 2024 (arXiv:2402.14740).
+    """
+    same = (group[:, None] == group[None, :]).to(returns.dtype)  # (B, B)
+    others = same.sum(-1) - 1
+    return torch.where(others > 0, (same @ returns - returns) / others.clamp_min(1), torch.zeros_like(returns))
+
+
 def eos_shaping(scores: Tensor, ended: Tensor, *, mode: EosShaping, penalty: float) -> Tensor:
     """Score answers that were cut before they ended themselves, (B,), (B,) -> (B,).
 

@@ -13,10 +13,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+_WEIGHTS, _STATE = "weights/", "state/"  # name spaces in the tensors file
+_TENSOR = "__tensor__"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """State after ``step`` steps are done."""
+    """State after ``step`` steps are done. ``state`` is JSON-able, apart from tensors anywhere in its mappings."""
 
     step: int
     tensors: Mapping[str, Tensor]
@@ -31,10 +34,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     partial = folder / f".partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, partial / "tensors.safetensors"
-    )
-    (partial / "state.json").write_text(json.dumps(dict(checkpoint.state)))
+    tensors = {f"{_WEIGHTS}{name}": tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+    state = _take_out(checkpoint.state, tensors, _STATE)
+    save_file(tensors, partial / "tensors.safetensors")
+    (partial / "state.json").write_text(json.dumps(state))
     partial.rename(final)
     for other in folder.iterdir():
         if other != final:
@@ -47,8 +50,32 @@ def latest(folder: Path) -> Checkpoint | None:
     if not found:
         return None
     newest = found[-1]
+    tensors = load_file(newest / "tensors.safetensors")
     return Checkpoint(
         step=int(newest.name.removeprefix("step-")),
-        tensors=load_file(newest / "tensors.safetensors"),
-        state=json.loads((newest / "state.json").read_text()),
+        tensors={name.removeprefix(_WEIGHTS): t for name, t in tensors.items() if name.startswith(_WEIGHTS)},
+        state=_put_back(json.loads((newest / "state.json").read_text()), tensors),
     )
+
+
+def _take_out(state: Mapping[str, Any], tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    """The state with every tensor replaced by its name in the tensors file, to which it is added."""
+    out: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[f"{prefix}{name}"] = value.contiguous()
+            out[name] = {_TENSOR: f"{prefix}{name}"}
+        else:
+            out[name] = _take_out(value, tensors, f"{prefix}{name}/") if isinstance(value, Mapping) else value
+    return out
+
+
+def _put_back(state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Undo ``_take_out``."""
+    out: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            out[name] = tensors[value[_TENSOR]] if _TENSOR in value else _put_back(value, tensors)
+        else:
+            out[name] = value
+    return out

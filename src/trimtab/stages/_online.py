@@ -1,0 +1,326 @@
+"""The task of an online method: rollouts, and the updates they give.
+
+Shapes: B answers of the step, T the longest of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trimtab.losses.lm import next_token
+from trimtab.losses.value import clipped_value
+from trimtab.model.roles import Roles
+from trimtab.registry import ADVANTAGES, POLICY_LOSSES
+from trimtab.seeds import derive
+from trimtab.stages._methods import Method
+from trimtab.stages._rollout import Micro, Roller, Rollout, critic_values
+from trimtab.tensors.aggregate import Totals, aggregate
+from trimtab.tensors.kl import kl_estimate
+from trimtab.tensors.masked import correlation, explained_variance, masked_mean, whiten
+from trimtab.tensors.shaping import EosShaping, eos_shaping, leave_one_out, reward_to_go, token_rewards
+from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
+from trimtab.train.control import AdaptiveKL, FixedKL, KLControl, RewardNormaliser
+from trimtab.train.least_squares import LeastSquares
+from trimtab.train.loop import Update, batch_at, epoch_order
+from trimtab.train.run import Means, Run, invariant
+
+Micros = Callable[[], Mapping[str, Tensor | float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KL:
+    """KL to the reference: ``beta`` per nat, adapted towards ``target`` nats an answer if one is given."""
+
+    beta: float = 0.05
+    target: float | None = None
+    horizon: int = 10000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaping:
+    """What happens to a score before it becomes a reward.
+
+    ``eos``: an answer that the cap cut scores ``-penalty`` (replace) or loses ``penalty`` (subtract). ``normalise``:
+    running standardisation. ``clip``: bounds on the result.
+    """
+
+    eos: EosShaping = "replace"
+    penalty: float = 1.0
+    normalise: Literal["none", "std", "mean_std"] = "none"
+    clip: float | None = 5.0
+    whiten: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """PPO's bounds: on the ratio, on the value's move, and the dual clip for bad answers (off when ``None``).
+
+    ``importance`` caps the weight pi_trainer / pi_sampler of a token, which makes good what the sampler's kernels or
+    its precision did otherwise (truncated importance sampling); ``None``: no weight.
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    value: float | None = 0.2
+    dual: float | None = None
+    importance: float | None = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Critic:
+    """How the critic learns, and from where it starts.
+
+    ``gradient`` trains an adapter of its own and a head by descent on the (clipped) squared error. ``ridge`` reads the
+    frozen ``start`` adapter's hidden states and the mean return of the prompt's other answers, and solves for their
+    weights in closed form after every step, older steps fading by ``decay``. ``start``: the adapter is the policy's or
+    the reward model's at first; a head starts at zero. The first ``warmup`` steps teach the critic alone.
+    """
+
+    fit: Literal["gradient", "ridge"] = "gradient"
+    start: Literal["policy", "reward"] = "policy"
+    warmup: int = 4
+    lr: float = 3e-4
+    decay: float = 0.95
+
+
+@dataclass(slots=True, kw_only=True)
+class _Signal:
+    """What a rollout teaches: advantages and value targets, with what the losses compare to."""
+
+    rollout: Rollout
+    advantages: Tensor  # (B, T)
+    targets: Tensor  # (B, T)
+    returns: Tensor  # (B, T) Monte Carlo, of the shaped rewards
+    features: Tensor | None  # (N, H + 1) what a ridge critic reads
+    weights: Tensor  # (B, T) pi_trainer / pi_sampler, capped; 1 where nothing is to be corrected
+
+
+class Online:
+    """Rollouts and the updates they give: the ``fit`` loop's task."""
+
+    def __init__(
+        self, run: Run, roles: Roles, roller: Roller, method: Method, *, num_prompts: int, batch: int, epochs: int,
+        kl: KL, clip: Clip, shaping: Shaping, critic: Critic, gamma: float, lam: float,
+        ptx: Sequence[TokenGroup] = (), ptx_weight: float = 1.0, ptx_batch: int = 8,
+    ) -> None:  # fmt: skip
+        self.run, self.roles, self.roller, self.method = run, roles, roller, method
+        self.num_prompts, self.batch, self.epochs = num_prompts, batch, epochs
+        self.clip, self.shaping, self.gamma, self.lam = clip, shaping, gamma, lam
+        self.warmup = critic.warmup if method.critic else 0
+        self.kl: KLControl = (
+            FixedKL(kl.beta) if kl.target is None else AdaptiveKL(kl.beta, target=kl.target, horizon=kl.horizon)
+        )
+        self.normaliser = RewardNormaliser(kind=shaping.normalise, clip=shaping.clip)
+        self.advantage = ADVANTAGES[method.advantage]
+        self.loss = POLICY_LOSSES[method.loss].function
+        self.ridge: LeastSquares | None = None
+        if roles.critic is not None and critic.fit == "ridge":
+            self.ridge = LeastSquares(roles.critic.trunk.hidden_size + 1, decay=critic.decay)
+        self.ptx, self.ptx_weight, self.ptx_batch = ptx, ptx_weight, ptx_batch
+
+    def state(self) -> dict[str, Any]:
+        """The controller's and the normaliser's numbers, and the ridge critic's sums."""
+        ridge = {} if self.ridge is None else self.ridge.state()
+        return {"kl": self.kl.state(), "normaliser": self.normaliser.state(), "ridge": ridge}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Put them back."""
+        self.kl.load(state["kl"])
+        self.normaliser.load(state["normaliser"])
+        if self.ridge is not None:
+            self.ridge.load(state["ridge"])
+
+    def updates(self, step: int, log: Means) -> Iterator[Update[Micros]]:
+        """One round: roll out, shape, then epochs x minibatches."""
+        chosen = batch_at(step, self.num_prompts, self.batch, self.run.seed)
+        rollout = self.roller.roll(step, chosen)
+        signal = self._shape(rollout, log)
+        if step == 0:
+            self._check_start(rollout)
+        learners = {"actor": step >= self.warmup, "critic": self.roles.critic is not None and self.ridge is None}
+        groups = tuple(name for name, learns in learners.items() if learns)
+        for epoch in range(self.epochs if groups else 0):
+            order = epoch_order(len(rollout.minibatches), derive(self.run.seed, "minibatches", step), epoch)
+            for place, index in enumerate(order):
+                number = (step * self.epochs + epoch) * len(order) + place
+                yield self._update(signal, rollout.minibatches[index], groups, number, first=epoch == 0 == place)
+        if self.ridge is not None:
+            assert signal.features is not None
+            self.ridge.add(signal.features, signal.returns[rollout.mask])
+
+    def _update(
+        self, signal: _Signal, micros: Sequence[Micro], groups: tuple[str, ...], number: int, *, first: bool
+    ) -> Update[Micros]:
+        """One change of the weights: actor and critic over a minibatch, and the pretraining mix."""
+        rows = slice(micros[0].rows.start, micros[-1].rows.stop)
+        totals = Totals(tokens=float(signal.rollout.mask[rows].sum()), sequences=float(rows.stop - rows.start))
+        work: list[Micros] = []
+        for micro in micros:
+            if "actor" in groups:
+                work.append(partial(self._actor, signal, micro, totals, first))
+            if "critic" in groups:
+                work.append(partial(self._critic, signal, micro, totals))
+        if self.ptx and "actor" in groups:
+            work += self._mixed(number)
+        return Update(micros=work, accumulate=lambda call: call(), groups=groups)
+
+    def _shape(self, rollout: Rollout, log: Means) -> _Signal:
+        """Scores -> rewards per token -> advantages and value targets; logs the rollout."""
+        mask = rollout.mask
+        self.normaliser.update(rollout.scores)
+        scores = self.normaliser.normalise(rollout.scores)
+        scores = eos_shaping(scores, rollout.ended, mode=self.shaping.eos, penalty=self.shaping.penalty)
+        beta = self.kl.beta if self.method.kl_loss is None else 0.0
+        rewards = token_rewards(scores, rollout.logps, rollout.ref_logps, mask, beta=beta)  # (B, T)
+        if self.shaping.whiten:
+            rewards = whiten(rewards, mask, shift_mean=False)
+        returns = reward_to_go(rewards, mask, gamma=self.gamma)
+        values, features = rollout.values, None
+        if self.ridge is not None:
+            features = self._features(rollout, rewards)
+            weight, bias = self.ridge.solution
+            flat = features.double() @ weight.to(features.device) + bias.to(features.device)
+            values = torch.zeros_like(rewards).masked_scatter(mask, flat.to(rewards.dtype))
+        found = self._advantages(rewards, values, rollout)
+        advantages, targets = found if isinstance(found, tuple) else (found, returns)
+        weights = torch.ones_like(rollout.logps)
+        if self.clip.importance is not None and self._whole():
+            weights = (rollout.logps - rollout.sampled_logps).clamp(-20, 20).exp().clamp_max(self.clip.importance)
+        kl = ((rollout.logps - rollout.ref_logps) * mask).sum(-1)  # (B,)
+        gap = (rollout.logps - rollout.sampled_logps)[mask].abs()
+        log.add(
+            {
+                "rollout/score": rollout.scores,
+                "rollout/reward": rewards.sum(-1),
+                "rollout/kl": kl,
+                "rollout/entropy": rollout.entropy[mask],
+                "rollout/length": rollout.lengths,
+                "rollout/ended": rollout.ended.float(),
+                "rollout/score_length_correlation": correlation(rollout.scores, rollout.lengths),
+                "train/beta": self.kl.beta,
+            }
+        )
+        if self._whole():
+            log.add(
+                {"rollout/logp_gap": gap, "rollout/logp_gap_max": gap.max(), "rollout/importance_weight": weights[mask]}
+            )
+        if values is not None:
+            log.add(
+                {
+                    "value/explained_variance": explained_variance(values, returns, mask),
+                    "value/mean": values[mask],
+                    "value/return": returns[mask],
+                }
+            )
+        self.kl.update(float(kl.mean()), len(kl))
+        if self.method.whiten:
+            advantages = whiten(advantages, mask)
+        return _Signal(
+            rollout=rollout, advantages=advantages, targets=targets, returns=returns, features=features, weights=weights
+        )
+
+    def _features(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        """What a ridge critic reads before each token (N, H + 1): hidden states, and how the other answers fared.
+
+        The last column is scaled by sqrt(H) / 3, so that the ridge, which is one for all columns, hardly shrinks it.
+        """
+        assert rollout.features is not None
+        others = leave_one_out(rewards.sum(-1), rollout.group)  # (B,)
+        column = others[:, None].expand_as(rewards)[rollout.mask] * (rollout.features.shape[1] ** 0.5 / 3)
+        return torch.cat([rollout.features.float(), column[:, None].float()], dim=1)
+
+    def _advantages(self, rewards: Tensor, values: Tensor | None, rollout: Rollout) -> Tensor | tuple[Tensor, Tensor]:
+        """Call the estimator with what it names: a column of the rollout, or one of the stage's settings."""
+        given = {"rewards": rewards, "values": values, "mask": rollout.mask, "group": rollout.group}
+        settings = {"gamma": self.gamma, "lam": self.lam}
+        names = inspect.signature(self.advantage.function).parameters
+        found: Tensor | tuple[Tensor, Tensor] = self.advantage.function(
+            *(given[name] for name in names if name not in self.advantage.options),
+            **{name: settings[name] for name in self.advantage.options if name in settings},
+        )
+        return found
+
+    def _whole(self) -> bool:
+        """Sampler and trainer speak of the same distribution: nothing was cut from it."""
+        sampling = self.roller.sampling
+        return sampling.top_p >= 1.0 and sampling.top_k == 0 and sampling.temperature > 0
+
+    def _check_start(self, rollout: Rollout) -> None:
+        """Before the first update the actor is the reference, and the sampler is the trainer."""
+        kl = float((rollout.logps - rollout.ref_logps).abs().max())
+        exact = self.roles.actor.trunk is self.roles.reference.trunk and rollout.logps.is_cpu
+        invariant(
+            kl <= (0.0 if exact else 1e-3), f"step 0: actor and reference differ by {kl:.3g} nats; they must be equal"
+        )
+        if self._whole():
+            gap = float(masked_mean((rollout.logps - rollout.sampled_logps).abs(), rollout.mask))
+            half = self.roles.actor.trunk.dtype in (torch.bfloat16, torch.float16)
+            invariant(
+                gap < (0.2 if half else 0.01),
+                f"step 0: sampler and trainer differ by {gap:.3g} nats a token: they run different models",
+            )
+
+    def _actor(self, signal: _Signal, micro: Micro, totals: Totals, first: bool) -> dict[str, Tensor | float]:
+        """The policy's forward and backward."""
+        actor, rollout, rows = self.roles.actor, signal.rollout, micro.rows
+        mask = rollout.mask[rows]
+        with actor.trunk.using(actor.adapter):
+            flat, _ = actor.trunk.logps(micro.batch, temperature=self.roller.sampling.temperature)
+            logps = micro.table(flat, rollout.width)
+            terms = self.loss(
+                logps, rollout.logps[rows], signal.advantages[rows],
+                clip_low=self.clip.low, clip_high=self.clip.high, dual_clip=self.clip.dual,
+            )  # fmt: skip
+            losses = terms.loss * signal.weights[rows]
+            if self.method.kl_loss is not None:
+                losses = losses + self.kl.beta * kl_estimate(logps, rollout.ref_logps[rows], self.method.kl_loss)
+            aggregate(losses, mask, self.method.aggregation, totals).sum().backward()
+        if first:
+            off = float((terms.ratio - 1)[mask].abs().max())
+            invariant(  # to the bit on a CPU; a GPU's kernels may sum in another order each time
+                off <= (0.0 if logps.is_cpu else 1e-2),
+                f"the first update's ratio is off by {off:.3g}: old log-probabilities are not the actor's",
+            )
+        return {
+            "policy/loss": losses.detach()[mask],
+            "policy/ratio": terms.ratio[mask],
+            "policy/clip_fraction": terms.clipped[mask],
+            "policy/approx_kl": 0.5 * (logps.detach() - rollout.logps[rows])[mask] ** 2,
+        }
+
+    def _critic(self, signal: _Signal, micro: Micro, totals: Totals) -> dict[str, Tensor | float]:
+        """The critic's forward and backward."""
+        rollout, rows = signal.rollout, micro.rows
+        assert self.roles.critic is not None
+        assert rollout.values is not None
+        mask, old = rollout.mask[rows], rollout.values[rows]
+        values = micro.table(critic_values(self.roles.critic, micro.batch), rollout.width)
+        losses = clipped_value(values, old, signal.targets[rows], clip=self.clip.value)
+        aggregate(losses, mask, "token-mean", totals).sum().backward()
+        moved = (values.detach() - old).abs()[mask]
+        clipped = moved > self.clip.value if self.clip.value is not None else torch.zeros_like(moved)
+        return {"value/loss": losses.detach()[mask], "value/clip_fraction": clipped.float()}
+
+    def _mixed(self, number: int) -> list[Micros]:
+        """The pretraining mix of one update (PPO-ptx): ``ptx_weight`` x token-mean cross-entropy of other texts."""
+        chosen = batch_at(number, len(self.ptx), self.ptx_batch, derive(self.run.seed, "ptx"))
+        items = [self.ptx[i] for i in chosen]
+        packed = [pack([items[i] for i in cut]) for cut in split_by_tokens(items, self.roller.micro_tokens)]
+        total = max(1, sum(batch.num_targets for batch in packed))
+        return [partial(self._mix, batch, total) for batch in packed]
+
+    def _mix(self, batch: TreeBatch, total: int) -> dict[str, Tensor | float]:
+        """Forward and backward of a stretch of the pretraining mix (at temperature 1: it was not sampled)."""
+        actor = self.roles.actor
+        with actor.trunk.using(actor.adapter):
+            logps, _ = actor.trunk.logps(batch.to(actor.trunk.device))
+            losses = next_token(logps)
+            (self.ptx_weight * losses.sum() / total).backward()
+        return {"ptx/loss": losses.detach()}

@@ -1,0 +1,231 @@
+"""What can be set about a policy: another method, the critic that is solved for, the pretraining mix."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny_stages as tiny
+from trimtab.config import DataRef, ModelRef
+from trimtab.errors import ConfigError
+from trimtab.model.sampler import Sampling
+from trimtab.records.read import read_groups
+from trimtab.seeds import derive
+from trimtab.stages._online import KL, Clip, Critic, Online, Shaping
+from trimtab.stages.policy import policy
+from trimtab.stages.sft import sft
+from trimtab.tensors.tree import pack
+from trimtab.train.loop import batch_at
+from trimtab.train.run import Means
+
+SHORT = Sampling(max_tokens=6)
+RIDGE = Critic(fit="ridge", start="reward", warmup=2)
+
+
+@pytest.fixture(scope="session")
+def toy_reward(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ModelRef:
+    weight = 0.1 * torch.randn(64, generator=torch.Generator().manual_seed(1))
+    return tiny.hand_made_reward(tmp_path_factory.mktemp("toy"), tiny_model, weight)
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ModelRef:
+    folder = tmp_path_factory.mktemp("sft")
+    data = tiny.demonstrations(folder)
+    sft(tiny.make_run(folder, "sft"), data=data, init=tiny.base(tiny_model), epochs=3, batch=3, lr=1e-2, lora=tiny.LORA)
+    return tiny.finished(folder, "sft", "sft", str(tiny_model))
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> DataRef:
+    return tiny.prompts(tmp_path_factory.mktemp("prompts"))
+
+
+def train(
+    folder: Path, reward: ModelRef, source: DataRef, init: ModelRef, **settings: object
+) -> list[dict[str, float]]:
+    values = {
+        "steps": 2, "batch": 3, "answers": 2, "critic": Critic(warmup=0), "sampling": SHORT, "lora": tiny.LORA,
+        "shaping": Shaping(eos="none"), **settings,
+    }  # fmt: skip
+    policy(tiny.make_run(folder, "policy"), reward=reward, prompts=source, init=init, **values)  # type: ignore[arg-type]
+    return tiny.metrics(folder)
+
+
+def test_grpo_needs_no_critic_and_puts_the_kl_in_the_loss(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    rows = train(tmp_path, toy_reward, source, tuned, method="grpo", steps=3, lr=1e-2, kl=KL(beta=0.5))
+    assert not any(name.startswith("value/") or "critic" in name for row in rows for name in row)
+    assert len(rows) == 3  # no warm-up
+    assert rows[0]["policy/ratio"] == 1.0
+    for row in rows:  # the penalty is not in the reward
+        assert row["rollout/reward"] == pytest.approx(row["rollout/score"], abs=1e-6)
+    assert rows[2]["rollout/kl"] != 0.0
+
+
+def test_a_ridge_critic_reads_the_reward_models_own_pass(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source, critic=RIDGE)
+    critic = task.roles.critic
+    assert critic is not None
+    assert task.roller.reward.is_on(critic.trunk, critic.adapter)
+    rollout = task.roller.roll(0, [0, 2, 4])
+    other = tiny.policy_task(tmp_path / "other", init=tuned, reward=toy_reward, source=source).roller.roll(0, [0, 2, 4])
+    assert torch.equal(rollout.scores, other.scores)
+    assert rollout.features is not None
+    assert rollout.features.shape == (int(rollout.mask.sum()), 64)
+
+
+def test_a_ridge_critic_is_the_regression_on_returns(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    """The third round's advantages are those of the solution found on the first two."""
+    task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source, critic=RIDGE, lam=1.0)
+    assert task.ridge is not None
+    rounds(task, 2)
+    weight, bias = task.ridge.solution
+    rollout = task.roller.roll(2, [0, 1, 2])
+    signal = task._shape(rollout, Means())
+    assert rollout.features is not None
+    assert signal.features is not None
+    assert torch.equal(signal.features[:, :-1], rollout.features)
+    # Two answers to a prompt: the other one's return, once for every token, times sqrt(64) / 3.
+    totals = signal.returns[:, 0]
+    other = totals.view(-1, 2).flip(1).reshape(-1)
+    wanted = (8 / 3) * other[:, None].expand_as(rollout.mask)[rollout.mask]
+    torch.testing.assert_close(signal.features[:, -1], wanted, atol=1e-5, rtol=1e-5)
+    values = (signal.features.double() @ weight + bias).float()
+    advantages = signal.returns[rollout.mask] - values  # lam = 1
+    whitened = (advantages - advantages.mean()) / advantages.std(correction=0)
+    torch.testing.assert_close(signal.advantages[rollout.mask], whitened, atol=1e-4, rtol=1e-4)
+
+
+def rounds(task: Online, count: int) -> None:
+    for step in range(count):
+        assert not list(task.updates(step, Means())), "the warm-up changed a weight"
+
+
+def test_warm_up_with_a_ridge_critic_changes_no_weight(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    rows = train(tmp_path, toy_reward, source, tuned, steps=1, critic=RIDGE)
+    assert len(rows) == 3
+    assert all(row["rollout/kl"] == 0.0 for row in rows)
+    assert not any("grad_norm" in name for row in rows[:2] for name in row)
+    assert any("grad_norm" in name for name in rows[2])
+    assert rows[0]["value/mean"] == 0.0 != rows[1]["value/mean"]
+
+
+def test_a_ridge_critic_survives_a_restart(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    """State taken out and put into a fresh task: the next round has the same values to the bit."""
+    task = tiny.policy_task(tmp_path / "a", init=tuned, reward=toy_reward, source=source, critic=RIDGE)
+    rounds(task, 2)
+    again = tiny.policy_task(tmp_path / "b", init=tuned, reward=toy_reward, source=source, critic=RIDGE)
+    again.load(task.state())
+    first, second = (t._shape(t.roller.roll(2, [0, 1]), Means()) for t in (task, again))
+    assert first.targets.any()
+    assert torch.equal(first.targets, second.targets)
+    assert torch.equal(first.advantages, second.advantages)
+
+
+def test_a_critic_may_start_from_the_reward_models_adapter(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    task = tiny.policy_task(
+        tmp_path, init=tuned, reward=toy_reward, source=source, critic=Critic(start="reward", warmup=0)
+    )
+    critic = task.roles.critic
+    assert critic is not None
+    assert critic.adapter == "critic"
+    trunk = critic.trunk
+    assert not task.roller.reward.is_on(trunk, critic.adapter)  # a copy, not the scorer itself
+    for mine, theirs in zip(
+        trunk.adapter_parameters("critic"), trunk.adapter_parameters(str(task.roller.reward.adapter)), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+        assert mine is not theirs
+
+
+def test_a_critic_cannot_start_from_a_reward_model_on_another_base(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    foreign = ModelRef(toy_reward.name, str(tmp_path / "elsewhere"), toy_reward.artifact)
+    with pytest.raises(ConfigError, match=r"on the policy's base .*elsewhere"):
+        train(tmp_path / "run", foreign, source, tuned, critic=Critic(start="reward"))
+
+
+def test_ptx_is_the_mean_cross_entropy_of_the_mixed_texts(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    """Its gradient, however it is cut into micro-batches, against one text at a time."""
+    task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source)
+    actor = task.roles.actor
+    texts = [actor.trunk.chat.group(g) for g in read_groups(tiny.demonstrations(tmp_path).source).groups]
+    task.ptx, task.ptx_weight, task.ptx_batch = texts, 3.0, 4
+    parameters = actor.parameters()
+    drawn = [texts[i] for i in batch_at(7, len(texts), 4, derive(0, "ptx"))]
+    with actor.trunk.using(actor.adapter):
+        nats = torch.cat([-actor.trunk.logps(pack([item]))[0] for item in drawn])
+        wanted = torch.autograd.grad(3.0 * nats.mean(), parameters)
+    for micro_tokens in (1, 4096):
+        task.roller.micro_tokens = micro_tokens
+        calls = task._mixed(7)
+        assert len(calls) == (4 if micro_tokens == 1 else 1)
+        said = Means()
+        for call in calls:
+            said.add(call())
+        assert said.result()["ptx/loss"] == pytest.approx(float(nats.detach().mean()), rel=1e-5)
+        for parameter, gradient in zip(parameters, wanted, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
+            parameter.grad = None
+
+
+def test_ptx_without_weight_changes_nothing(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    texts = tiny.demonstrations(tmp_path)
+    rows = train(tmp_path / "on", toy_reward, source, tuned, steps=1, ptx=texts, ptx_weight=0.0, ptx_batch=4)
+    off = train(tmp_path / "off", toy_reward, source, tuned, steps=1)
+    assert tiny.same_weights(tmp_path / "on", tmp_path / "off")
+    assert {k: v for k, v in rows[0].items() if k != "ptx/loss"} == off[0]
+    train(tmp_path / "more", toy_reward, source, tuned, steps=1, ptx=texts, ptx_weight=1.0, ptx_batch=4)
+    assert not tiny.same_weights(tmp_path / "more", tmp_path / "off")
+
+
+def test_ptx_waits_for_the_critic(tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef) -> None:
+    texts = tiny.demonstrations(tmp_path)
+    rows = train(tmp_path / "run", toy_reward, source, tuned, steps=1, ptx=texts, critic=Critic(warmup=1))
+    assert "ptx/loss" not in rows[0]
+    assert "ptx/loss" in rows[1]
+
+
+def test_a_gap_between_sampler_and_trainer_is_weighed_and_capped(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source, clip=Clip(importance=2.0))
+    rollout = task.roller.roll(0, [0, 1, 2])
+    rollout.sampled_logps[0, 0] = rollout.logps[0, 0] - math.log(1.5)  # the sampler drew it too rarely
+    rollout.sampled_logps[0, 1] = rollout.logps[0, 1] - math.log(7.0)
+    log = Means()
+    signal = task._shape(rollout, log)
+    assert float(signal.weights[0, 0]) == pytest.approx(1.5, rel=1e-5)
+    assert float(signal.weights[0, 1]) == 2.0
+    torch.testing.assert_close(signal.weights[1:], torch.ones_like(signal.weights[1:]), atol=1e-4, rtol=0)
+    assert log.result()["rollout/logp_gap_max"] == pytest.approx(math.log(7.0), rel=1e-5)
+
+
+def test_a_sampler_that_agrees_is_not_corrected(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    on = train(tmp_path / "on", toy_reward, source, tuned, steps=1)
+    off = train(tmp_path / "off", toy_reward, source, tuned, steps=1, clip=Clip(importance=None))
+    assert on[0]["rollout/importance_weight"] == pytest.approx(1.0, abs=1e-5)
+    assert off[0]["rollout/importance_weight"] == 1.0
+    assert on[0]["policy/loss"] == pytest.approx(off[0]["policy/loss"], abs=1e-5)
