@@ -7,8 +7,10 @@ revision of the code it came from; what is there is not run again, and a run tha
     python benchmarks/evidence.py [--seeds 0 1 2]      run what is missing, then the summary
     python benchmarks/evidence.py --summary            the summary alone
 
-One outcome a prompt: the seeds' outcomes are averaged first, so the interval is over prompts. The always-valid interval
-beside it holds however often somebody looks.
+One outcome a prompt: the seeds' outcomes are averaged first, so the interval is over prompts, for these very models;
+how much another seed would differ is in the last column. Beside it, the always-valid interval of each prompt's verdict
+by most seeds (ties dropped): it may be looked at after every prompt, though not after every seed, since a new seed
+changes the verdicts.
 """
 
 from __future__ import annotations
@@ -32,20 +34,20 @@ from trimtab.stats.winrate import LENGTH_FRACTION, accuracy, outcomes, win_rate
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.jsonl"
 RECIPE = ROOT / "recipes" / "evidence.yaml"
+ROOMS = ("advantages", "data", "losses", "model", "records", "rewards", "stages", "stats", "tensors", "train")
+DECIDES = ("recipes/evidence.yaml", "src/trimtab/seeds.py", *(f"src/trimtab/{room}" for room in ROOMS))
 MODELS = ("sft", "ppo", "grpo")
 STRIDE = 60  # every 60th prompt's answers are kept as samples
 Row = dict[str, Any]
 
 
 def revision() -> str:
-    """The last commit that changed the code or the recipe; results of an older one are another experiment's."""
-    command = ["git", "log", "-1", "--format=%h", "--", "src", str(RECIPE.relative_to(ROOT))]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "--", "src", str(RECIPE.relative_to(ROOT))],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    return found + ("+" if changed else "")
+    """The last commit that changed what decides results; those of an older one are another experiment's."""
+    found, changed = (
+        subprocess.run(["git", *command, "--", *DECIDES], cwd=ROOT, capture_output=True, text=True, check=True)
+        for command in (["log", "-1", "--format=%h"], ["status", "--porcelain"])
+    )
+    return found.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def read_rows() -> list[Row]:
@@ -55,7 +57,7 @@ def read_rows() -> list[Row]:
 
 def run_seed(seed: int, code: str) -> None:
     """Run the chain (what is done is skipped by the run itself) and append its rows."""
-    name = f"evidence-{seed}"
+    name = f"evidence-{code}-{seed}"  # artifacts of other code are no part of it
     subprocess.run(
         [sys.executable, "-m", "trimtab", "run", str(RECIPE), f"seed={seed}", f"name={name}"], cwd=ROOT, check=True
     )
@@ -80,8 +82,11 @@ def stage_facts(folder: Path) -> Row:
     """A stage's minutes, its result and the curves' ends."""
     manifest = json.loads((folder / "manifest.json").read_text())
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    names = ("rollout/score", "rollout/kl", "rollout/entropy", "rollout/length", "rollout/ended",
-             "value/explained_variance", "rollout/logp_gap", "policy/clip_fraction", "train/loss")  # fmt: skip
+    names = (
+        "rollout/score", "rollout/kl", "rollout/entropy", "rollout/length", "rollout/ended", "rollout/logp_gap",
+        "value/explained_variance", "value/residual_variance", "value/return_variance", "policy/clip_fraction",
+        "train/loss",
+    )  # fmt: skip
     curves = {name: [round(row[name], 4) for row in log if row.get(name) is not None] for name in names}
     return {
         "seconds": round(sum(row["train/seconds"] for row in log)),
@@ -142,7 +147,16 @@ def _reward_table(by: Mapping[tuple[str, int], Row], seeds: Sequence[int]) -> No
 
 
 def _win_table(by: Mapping[tuple[str, int], Row], seeds: Sequence[int]) -> None:
-    print("| | win rate | 95 %, by prompt | always valid | at equal length | each seed |\n|---|---|---|---|---|---|")
+    heads = (
+        "",
+        "win rate",
+        "95 %, by prompt",
+        "by most seeds, always valid",
+        "at equal length",
+        "cut answers lose",
+        "each seed",
+    )
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for b, a in combinations(MODELS, 2):
         won = np.stack([outcomes(by[a, seed]["scores"], by[b, seed]["scores"]) for seed in seeds], axis=1)  # (N, S)
         rate, valid = win_rate(won.mean(axis=1)), always_valid(won.mean(axis=1))
@@ -151,12 +165,21 @@ def _win_table(by: Mapping[tuple[str, int], Row], seeds: Sequence[int]) -> None:
         prompts = np.repeat(np.arange(len(won))[:, None], len(seeds), axis=1)
         matched = win_rate(won[near], prompts=prompts[near].tolist())
         each = ", ".join(percent(float(won[:, s].mean())) for s in range(len(seeds)))
+        finished = win_rate(np.stack([_cut_loses(by[a, seed], by[b, seed]) for seed in seeds], axis=1).mean(axis=1))
+        cut = f"{percent(finished.mean)} ({percent(finished.lo)} to {percent(finished.hi)})"
         equal = f"{percent(matched.mean)} ({percent(matched.lo)} to {percent(matched.hi)}), {matched.n} prompts"
         print(
             f"| {a.upper()} over {b.upper()} | **{percent(rate.mean)}** | {percent(rate.lo)} to {percent(rate.hi)} "
-            f"| {percent(valid.lo)} to {percent(valid.hi)} | {equal} | {each} |"
+            f"| {valid.wins} : {valid.losses}, {percent(valid.lo)} to {percent(valid.hi)} | {equal} | {cut} | {each} |"
         )
     print()
+
+
+def _cut_loses(a: Row, b: Row) -> np.ndarray:
+    """Outcomes (N,) for a reader who takes a finished answer over one that the cap cut; the judge decides the rest."""
+    won = outcomes(a["scores"], b["scores"])
+    mine, theirs = np.array(a["ended"]), np.array(b["ended"])
+    return np.where(mine == theirs, won, mine.astype(float))
 
 
 def _model_table(by: Mapping[tuple[str, int], Row], seeds: Sequence[int]) -> None:
@@ -167,8 +190,20 @@ def _model_table(by: Mapping[tuple[str, int], Row], seeds: Sequence[int]) -> Non
         ended = percent(mean([mean(row["ended"]) for row in rows]))
         tokens = mean([mean(row["tokens"]) for row in rows])
         score = mean([row["reward_model"] for row in rows])
-        curves = " | ".join(late(rows, name) for name in ("kl", "entropy", "explained_variance"))
+        curves = " | ".join([late(rows, "kl"), late(rows, "entropy"), explained(rows)])
         print(f"| {model.upper()} | {minutes:.1f} | {ended} | {tokens:.1f} | {score:+.2f} | {curves} |")
+
+
+def explained(rows: Sequence[Row]) -> str:
+    """What the critics explain over the second half of their runs: 1 - (summed residual / summed return variance)."""
+    curves = [row["curves"] for row in rows if "value/return_variance" in row["curves"]]
+    if not curves:
+        return ""
+    left, whole = (
+        sum(sum(curve[name][len(curve[name]) // 2 :]) for curve in curves)
+        for name in ("value/residual_variance", "value/return_variance")
+    )
+    return f"{1 - left / whole:.2f}"
 
 
 def late(rows: Sequence[Row], name: str) -> str:
@@ -196,6 +231,10 @@ def main() -> None:
     given = parser.parse_args()
     code = given.revision or revision()
     if not (given.summary or given.revision):
+        if code.endswith("+"):
+            sys.exit(
+                "there are uncommitted changes to what decides results: commit them, so that a row can name its code"
+            )
         for seed in given.seeds:
             if not any(row["seed"] == seed and row["revision"] == code for row in read_rows()):
                 run_seed(seed, code)

@@ -15,7 +15,7 @@ from trimtab.registry import STAGES
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+:[\w\[\]:]+@[\d.]*:[\d.]*")  # with its split and a share of its prompts
 
 every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
@@ -67,4 +67,8 @@ def test_models_are_the_base_an_earlier_stage_or_bundled(path: Path) -> None:
 def test_data_comes_with_the_package_or_is_a_hub_id(path: Path) -> None:
     for stage in load_recipe(path).stages.values():
         for word in words(stage.stage, stage.settings, DataRef):
-            assert HUB_ID.fullmatch(word) if not word.startswith("quickstart/") else resolve(word).path.is_file(), word
+            if word.startswith("quickstart/"):
+                assert resolve(word).path.is_file(), word
+            else:
+                assert HUB_ID.fullmatch(word), word
+                assert resolve(word).kind == "hub"

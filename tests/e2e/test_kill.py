@@ -31,7 +31,8 @@ stages:
     reward: reward
     prompts: {data}/prompts.jsonl
     steps: 8
-    critic: {{warmup: 2}}
+    critic: {{fit: ridge, start: reward, warmup: 2}}
+    ptx: {data}/demonstrations.jsonl
     batch: 4
     answers: 2
     epochs: 2

@@ -80,7 +80,8 @@ def test_kl_is_held_against_the_configured_budget() -> None:
     rows = curve_rows("rollout/kl", [5.0] * 5)
     assert only(policy_health(rows, budget=4.0), "KL").level == "watch"
     assert only(policy_health(rows, budget=1.0), "KL").level == "bad"
-    assert (kl_budget({"kl_target": 6}), kl_budget({"kl_target": None}), kl_budget({})) == (6.0, KL_BUDGET, KL_BUDGET)
+    assert kl_budget({"kl": {"beta": 0.1, "target": 6}}) == 6.0
+    assert kl_budget({"kl": {"beta": 0.1, "target": None}}) == kl_budget({}) == KL_BUDGET
 
 
 RISING, FLAT, FALLING = [0.0, 0.3, 0.5, 0.8, 1.0], [0.5, 0.6, 0.4, 0.6, 0.5], [1.0, 0.8, 0.5, 0.3, 0.0]

@@ -79,7 +79,7 @@ def test_starts_at_the_reference_with_a_ratio_of_one(
 
 
 def test_later_updates_move_the_ratio(tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef) -> None:
-    rows = train(tmp_path, toy_reward, source, tuned, steps=1, lr=1e-2, epochs=3, minibatches=2)
+    rows = train(tmp_path, toy_reward, source, tuned, steps=1, lr=1e-2, epochs=3, batch=4, minibatches=2)
     assert rows[0]["policy/approx_kl"] > 0
 
 
@@ -115,7 +115,7 @@ def test_an_actor_that_moved_after_the_rollout_is_caught(
 def test_a_wrong_reference_is_caught(tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef) -> None:
     task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source)
     trunk = task.roles.actor.trunk
-    assert task.roles.reference == Role(trunk, "sft-adapter")
+    assert task.roles.reference == Role(trunk, f"sft-{'0' * 12}")
     task.roles = task.roller.roles = dataclasses.replace(task.roles, reference=Role(trunk, None))  # adapters "off"
     with pytest.raises(InvariantError, match="actor and reference differ"):
         next(task.updates(0, Means()))

@@ -12,16 +12,20 @@ import tiny_stages as tiny
 from trimtab.config import DataRef, ModelRef
 from trimtab.errors import ConfigError
 from trimtab.model.sampler import Sampling
+from trimtab.model.trunk import Lora
 from trimtab.records.read import read_groups
 from trimtab.seeds import derive
 from trimtab.stages._online import KL, Clip, Critic, Online, Shaping
 from trimtab.stages.policy import policy
 from trimtab.stages.sft import sft
+from trimtab.tensors.aggregate import Totals
 from trimtab.tensors.tree import pack
+from trimtab.train.least_squares import RIDGES
 from trimtab.train.loop import batch_at
 from trimtab.train.run import Means
 
 SHORT = Sampling(max_tokens=6)
+NO_CRITIC = {"critic": Critic()}  # its default: nothing is asked of it
 RIDGE = Critic(fit="ridge", start="reward", warmup=2)
 
 
@@ -58,7 +62,7 @@ def train(
 def test_grpo_needs_no_critic_and_puts_the_kl_in_the_loss(
     tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
 ) -> None:
-    rows = train(tmp_path, toy_reward, source, tuned, method="grpo", steps=3, lr=1e-2, kl=KL(beta=0.5))
+    rows = train(tmp_path, toy_reward, source, tuned, method="grpo", steps=3, lr=1e-2, kl=KL(beta=0.5), **NO_CRITIC)
     assert not any(name.startswith("value/") or "critic" in name for row in rows for name in row)
     assert len(rows) == 3  # no warm-up
     assert rows[0]["policy/ratio"] == 1.0
@@ -88,18 +92,17 @@ def test_a_ridge_critic_is_the_regression_on_returns(
     task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source, critic=RIDGE, lam=1.0)
     assert task.ridge is not None
     rounds(task, 2)
-    weight, bias = task.ridge.solution
+    task.ridge.errors = torch.arange(len(RIDGES)).double()  # as if the weakest ridge had foretold best
+    weight, bias = (x.clone() for x in task.ridge.solution)
+    assert weight.all()
     rollout = task.roller.roll(2, [0, 1, 2])
     signal = task._shape(rollout, Means())
     assert rollout.features is not None
-    assert signal.features is not None
-    assert torch.equal(signal.features[:, :-1], rollout.features)
-    # Two answers to a prompt: the other one's return, once for every token, times sqrt(64) / 3.
-    totals = signal.returns[:, 0]
-    other = totals.view(-1, 2).flip(1).reshape(-1)
-    wanted = (8 / 3) * other[:, None].expand_as(rollout.mask)[rollout.mask]
-    torch.testing.assert_close(signal.features[:, -1], wanted, atol=1e-5, rtol=1e-5)
-    values = (signal.features.double() @ weight + bias).float()
+    # Two answers to a prompt: beside the states stands the other one's return, for every token.
+    other = signal.returns[:, 0].view(-1, 2).flip(1).reshape(-1)
+    column = other[:, None].expand_as(rollout.mask)[rollout.mask]
+    values = (torch.cat([rollout.features, column[:, None]], 1).double() @ weight + bias).float()
+    assert values.std() > 0.01
     advantages = signal.returns[rollout.mask] - values  # lam = 1
     whitened = (advantages - advantages.mean()) / advantages.std(correction=0)
     torch.testing.assert_close(signal.advantages[rollout.mask], whitened, atol=1e-4, rtol=1e-4)
@@ -129,6 +132,9 @@ def test_a_ridge_critic_survives_a_restart(
     rounds(task, 2)
     again = tiny.policy_task(tmp_path / "b", init=tuned, reward=toy_reward, source=source, critic=RIDGE)
     again.load(task.state())
+    for fit in (task.ridge, again.ridge):
+        assert fit is not None
+        fit.errors = torch.arange(len(RIDGES)).double()
     first, second = (t._shape(t.roller.roll(2, [0, 1]), Means()) for t in (task, again))
     assert first.targets.any()
     assert torch.equal(first.targets, second.targets)
@@ -221,6 +227,31 @@ def test_a_gap_between_sampler_and_trainer_is_weighed_and_capped(
     assert log.result()["rollout/logp_gap_max"] == pytest.approx(math.log(7.0), rel=1e-5)
 
 
+def test_weights_reach_the_gradient(tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef) -> None:
+    """Doubling every token's weight doubles the policy's gradient; a weight of zero silences its token."""
+    task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source)
+    parameters = task.roles.actor.parameters()
+    signal = task._shape(task.roller.roll(0, [0, 1, 2]), Means())
+    (micro,) = signal.rollout.minibatches[0]
+    totals = Totals(tokens=float(signal.rollout.mask.sum()), sequences=6.0)
+
+    def gradient(weights: torch.Tensor) -> torch.Tensor:
+        signal.weights = weights
+        task._actor(signal, micro, totals, first=True)
+        found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        for p in parameters:
+            p.grad = None
+        return found
+
+    ones = torch.ones_like(signal.weights)
+    whole, half = gradient(ones), ones.clone()
+    assert whole.any()
+    torch.testing.assert_close(gradient(2 * ones), 2 * whole)
+    half[:3] = 0.0
+    torch.testing.assert_close(gradient(half) + gradient(ones - half), whole, atol=1e-6, rtol=1e-3)
+    assert not torch.allclose(gradient(half), whole)
+
+
 def test_a_sampler_that_agrees_is_not_corrected(
     tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
 ) -> None:
@@ -229,3 +260,62 @@ def test_a_sampler_that_agrees_is_not_corrected(
     assert on[0]["rollout/importance_weight"] == pytest.approx(1.0, abs=1e-5)
     assert off[0]["rollout/importance_weight"] == 1.0
     assert on[0]["policy/loss"] == pytest.approx(off[0]["policy/loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"method": "grpo", "critic": Critic(warmup=9)}, "critic would change nothing: method 'grpo' has no critic"),
+        ({"method": "grpo", "lam": 0.9}, "lam would change nothing"),
+        ({"method": "grpo", "answers": 1}, "1 answer to a prompt leaves nothing to compare it with"),
+        ({"critic": RIDGE, "clip": Clip(value=0.5)}, "clip.value would change nothing"),
+        ({"critic": RIDGE, "shaping": Shaping(whiten=True)}, "shaping.whiten would change nothing"),
+        ({"critic": Critic(fit="ridge", lr=1.0)}, "critic.lr would change nothing: a ridge critic is solved for"),
+        ({"critic": Critic(decay=0.5)}, "critic.decay would change nothing"),
+        ({"kl": KL(horizon=5)}, "kl.horizon would change nothing: there is no kl.target"),
+        ({"ptx_weight": 2.0}, "ptx_weight would change nothing: there is no ptx"),
+        ({"batch": 3, "minibatches": 2}, "3 prompts cannot be cut into 2"),
+        ({"lora": Lora(rank=7)}, "rank 7 and alpha 32 would change nothing: .* rank 4 and alpha 8"),
+    ],
+)
+def test_settings_that_would_change_nothing_are_refused(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef, settings: dict[str, object], says: str
+) -> None:
+    given = {"critic": Critic(), "shaping": Shaping(), **settings}
+    with pytest.raises(ConfigError, match=says):
+        train(tmp_path, toy_reward, source, tuned, **given)
+
+
+def test_ptx_on_prompts_alone_is_refused(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    with pytest.raises(ConfigError, match=r"ptx: .* holds prompts only"):
+        train(tmp_path, toy_reward, source, tuned, ptx=source)
+
+
+def test_ptx_does_not_learn_rejected_answers(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    pair = {"kind": "pair", "better": 1, "worse": 0}
+    both = tiny.write_rows(tmp_path / "pairs.jsonl", [tiny.row("a", "Why?", ["No", "Because"], [pair])])
+    good = tiny.write_rows(tmp_path / "good.jsonl", [tiny.row("a", "Why?", ["Because"])])
+    for data, name in ((both, "both"), (good, "good")):
+        train(tmp_path / name, toy_reward, source, tuned, steps=1, ptx=data)
+    assert tiny.same_weights(tmp_path / "both", tmp_path / "good")
+
+
+def test_adaptive_kl_rests_while_the_policy_may_not_move(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    kl = KL(beta=0.1, target=5.0, horizon=100)
+    rows = train(tmp_path, toy_reward, source, tuned, steps=2, kl=kl, critic=Critic(warmup=2))
+    assert [row["train/beta"] for row in rows] == pytest.approx([0.1, 0.1, 0.1, 0.1 * (1 - 0.2 * 6 / 100)], rel=1e-6)
+
+
+def test_the_critics_warm_up_takes_nothing_from_the_policys_schedule(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    warm = train(tmp_path / "warm", toy_reward, source, tuned, steps=4, critic=Critic(warmup=3))
+    cold = train(tmp_path / "cold", toy_reward, source, tuned, steps=4)
+    assert [row["train/lr/actor"] for row in warm[3:]] == [row["train/lr/actor"] for row in cold]
+    assert [row["train/lr/critic"] for row in warm[:3]] == [3e-4] * 3

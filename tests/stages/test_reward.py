@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 import tiny_stages as tiny
 from trimtab.config import DataRef
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import DataError
 from trimtab.model.trunk import ScalarHead, Trunk
 from trimtab.records.read import read_groups
 from trimtab.rewards.reward_model import RewardModel
-from trimtab.stages.reward import _heldout, _load, _split, _Task, reward
+from trimtab.stages.reward import _heldout, _load, _Task, reward
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack
 from trimtab.train.run import Means
 
@@ -179,28 +179,3 @@ def test_nothing_but_ties_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     data = tiny.write_rows(tmp_path / "p.jsonl", [tiny.row("tied", "Who?", ["Me", "You"], [TIE])])
     with pytest.raises(DataError, match="no preference pairs"):
         reward(tiny.make_run(tmp_path, "reward"), data=data, init=tiny.base(tiny_model), lora=tiny.LORA)
-
-
-def test_a_share_is_kept_aside_by_prompt(tmp_path: Path, tiny_model: Path) -> None:
-    rows = [tiny.row(f"{i}-{j}", f"Question {i}?", ["So", "No"], [PAIR]) for i in range(20) for j in range(2)]
-    data = tiny.write_rows(tmp_path / "p.jsonl", rows)
-    trunk = Trunk.load(tiny_model, dtype="float32")
-    groups, tokens = _load(data, trunk, 512, tiny.make_run(tmp_path, "reward"))
-    (mine, mine_tokens), (aside, aside_tokens) = _split(groups, tokens, 0.25, "p")
-    prompts = [{group.prompt[0].content for group in side} for side in (mine, aside)]
-    assert not prompts[0] & prompts[1]  # both pairs of a prompt are on one side
-    assert len(mine) + len(aside) == 40
-    assert 4 <= len(aside) <= 16
-    assert [t.prompt for t in mine_tokens] == [trunk.chat.prompt(g.prompt) for g in mine]
-    assert len(aside_tokens) == len(aside)
-    found = train(tmp_path, tiny_model, data, heldout_share=0.25)
-    assert found["heldout/n"] == len(aside)
-    assert found["data/pairs"] == len(mine)
-
-
-def test_a_share_of_too_little_and_two_kinds_of_heldout_are_refused(tmp_path: Path, tiny_model: Path) -> None:
-    data = tiny.preferences(tmp_path, 2)
-    with pytest.raises(DataError, match="too few to keep a share"):
-        train(tmp_path / "a", tiny_model, data, heldout_share=0.01)
-    with pytest.raises(ConfigError, match="not both"):
-        train(tmp_path / "b", tiny_model, data, heldout_share=0.5, heldout=data)

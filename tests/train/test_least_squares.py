@@ -37,11 +37,10 @@ def test_every_candidate_is_the_ridge_solution() -> None:
     x, y = draw(40, 2)
     fit.add(x[:15], y[:15])
     fit.add(x[15:], y[15:])  # two batches are one
-    centred = x - x.mean(0)
-    covariance = centred.T @ centred / len(x)
+    z = (x - x.mean(0)) / x.std(0, correction=0)
     for c, ridge in enumerate(RIDGES[:-1]):
-        system = covariance + ridge * covariance.diagonal().mean() * torch.eye(3, dtype=torch.float64)
-        weight = torch.linalg.solve(system, centred.T @ (y - y.mean()) / len(x))
+        system = z.T @ z / len(x) + ridge * torch.eye(3, dtype=torch.float64)
+        weight = torch.linalg.solve(system, z.T @ (y - y.mean()) / len(x)) / x.std(0, correction=0)
         torch.testing.assert_close(fit.weights[c], weight)
         torch.testing.assert_close(fit.biases[c], y.mean() - weight @ x.mean(0))
 
@@ -63,6 +62,28 @@ def test_keeps_to_the_mean_when_the_features_say_nothing() -> None:
     for _ in range(3):
         fit.add(torch.randn(50, 40, generator=generator), torch.randn(50, generator=generator))
     assert fit.ridge >= 3.0
+
+
+def test_a_light_feature_bears_a_32nd_of_the_ridge() -> None:
+    generator = torch.Generator().manual_seed(3)
+    light, plain = LeastSquares(1, decay=1.0, light=1), LeastSquares(1, decay=1.0)
+    x = torch.randn(400, 1, generator=generator, dtype=torch.float64)
+    for fit in (light, plain):
+        fit.add(x, 5.0 * x[:, 0] + 3.0)
+    for c, ridge in enumerate(RIDGES[:-1]):  # one feature: the line's slope over 1 + ridge
+        assert float(light.weights[c, 0]) == pytest.approx(5.0 / (1 + ridge / 32))
+        assert float(plain.weights[c, 0]) == pytest.approx(5.0 / (1 + ridge))
+    assert not light.weights[-1].any()
+
+
+def test_the_scale_of_a_feature_does_not_matter() -> None:
+    one, other = LeastSquares(3, decay=1.0), LeastSquares(3, decay=1.0)
+    x, y = draw(60, 4)
+    stretched = x * torch.tensor([1.0, 1000.0, 0.001])
+    one.add(x, y)
+    other.add(stretched, y)
+    for c in range(len(RIDGES)):
+        torch.testing.assert_close(other.weights[c] * torch.tensor([1.0, 1000.0, 0.001]), one.weights[c])
 
 
 def test_old_batches_fade() -> None:

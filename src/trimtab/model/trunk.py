@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab.config import ModelRef
-from trimtab.errors import ModelError
+from trimtab.errors import ConfigError, ModelError
 from trimtab.model.attention import NAME as ATTENTION
 from trimtab.model.chat import Chat
 from trimtab.model.forward import Head, check_head, decoder_of, head_of, hidden_states, target_logps, wide
@@ -103,16 +103,28 @@ class Trunk:
         """Put another model's adapter on this trunk, which must be its base; return the adapter's name."""
         if model.artifact is None:
             return None
-        name = f"{model.name}-adapter"  # apart from the roles' own names, whatever a recipe calls its stages
+        # Apart from the roles' own names, whatever a recipe calls its stages; the key tells two artifacts of one name
+        # apart, and a module's name may hold no dot.
+        name = f"{model.artifact.name}-{model.artifact.key[:12]}".replace(".", "_")
         if name not in self.adapters:
             self.load_adapter(name, model.artifact.folder)
         return name
 
     def derive_adapter(self, name: str, source: str | None, lora: Lora, *, seed: int) -> None:
-        """Add an adapter that starts as ``source`` (bit for bit), or fresh when that is the bare base."""
+        """Add an adapter that starts as ``source`` (bit for bit), or fresh when that is the bare base.
+
+        Errors: ConfigError when ``lora`` asks for another shape than the one that the source has.
+        """
         if source is None:
             self.add_adapter(name, lora, seed=seed)
         else:
+            assert self.peft is not None
+            config = self.peft.peft_config[source]
+            if lora != Lora() and (lora.rank, lora.alpha) != (config.r, config.lora_alpha):
+                raise ConfigError(
+                    f"lora: rank {lora.rank} and alpha {lora.alpha:g} would change nothing: training goes on from an "
+                    f"adapter of rank {config.r} and alpha {config.lora_alpha:g}"
+                )
             self.copy_adapter(source, name)
 
     @property

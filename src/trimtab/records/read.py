@@ -44,6 +44,8 @@ def read_groups(
 ) -> Reading:
     """Read a file, a folder, a saved ``datasets`` folder, ``quickstart/NAME`` or a hub id into Groups.
 
+    ``SOURCE@LOW:HIGH`` is a share of its prompts (``trimtab.records.sources``).
+
     ``format`` names a format instead of detecting it; ``limit`` stops after that many Groups. A row that cannot be
     used raises ``DataError`` (``FILE, line N, field 'x': reason``) when ``on_bad`` is ``"stop"``, and is listed in
     ``refused`` when it is ``"skip"``. A source without a single row is an error either way.
@@ -65,7 +67,8 @@ def read_groups(
             if len(groups) == limit:
                 break
         if not groups and not refused:
-            raise DataError(f"{source}: there are no rows in it")
+            where = "it" if found.share == (0.0, 1.0) else "this share of it"
+            raise DataError(f"{source}: there are no rows in {where}")
     return Reading(
         groups=tuple(groups),
         refused=tuple(refused),
@@ -122,7 +125,8 @@ def _read(source: Source, given: Format | None) -> Iterator[tuple[Place, Format,
         except DataError as error:
             yield refuse(row.place, None, str(error))
         else:
-            yield row.place, current, group
+            if source.holds(group):
+                yield row.place, current, group
 
 
 def _same_format(row: Row, current: Format) -> None:

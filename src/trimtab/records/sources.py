@@ -5,6 +5,7 @@ resolve("data/")                    a folder: every data file under it, in order
 resolve("data/saved:train")         what ``Dataset.save_to_disk`` wrote; the split where there are several
 resolve("quickstart/preferences")   shipped with the package, unless a file of that name is there
 resolve("owner/name:train")         a data set on the Hugging Face hub
+resolve("data/train.jsonl@0:0.8")   any of these, and of it the share of the prompts whose hash falls into [0, 0.8)
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from trimtab.errors import DataError, did_you_mean
+from trimtab.records.types import Group
+from trimtab.seeds import derive
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".txt", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".txt.gz", ".parquet")
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.\[\]%:-]+))?")
+_SHARE = re.compile(r"(?P<source>.+)@(?P<low>[\d.]*):(?P<high>[\d.]*)")
 _SPLIT = re.compile(r"(?P<path>.+):(?P<split>\w+)")
 
 
@@ -31,12 +35,25 @@ class Source:
     kind: Literal["file", "folder", "saved", "hub"]
     path: Path = Path()
     split: str | None = None
+    share: tuple[float, float] = (0.0, 1.0)
+
+    def holds(self, group: Group) -> bool:
+        """Tell whether a Group is in the share: by its prompt alone, so that a prompt never lies on both sides."""
+        words = [f"{message.role}: {message.content}" for message in group.prompt] or [group.id]
+        low, high = self.share
+        return low <= derive(0, "share", *words) / 2**63 < high
 
 
 def resolve(source: str | Path) -> Source:
     """Return what a source's name stands for; what is on the disk comes before quickstart sets and the hub."""
     name = str(source)
     path = Path(source)
+    share = _SHARE.fullmatch(name)
+    if share and not path.exists():
+        low, high = float(share["low"] or 0), float(share["high"] or 1)
+        if not 0 <= low < high <= 1:
+            raise DataError(f"{name}: a share is LOW:HIGH with 0 <= LOW < HIGH <= 1, as in @0:0.8")
+        return replace(resolve(share["source"]), share=(low, high))
     if path.exists():
         return _on_disk(name, path)
     if name.startswith("quickstart/"):

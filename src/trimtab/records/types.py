@@ -176,3 +176,9 @@ def best_answers(group: Group) -> list[int]:
     found = pairs(group)
     winners, losers = {pair.better for pair in found}, {pair.worse for pair in found}
     return sorted(winners - losers or winners or range(len(group.answers)))
+
+
+def best_only(group: Group) -> Group:
+    """Leave out answers that lost: a rejected answer is no demonstration."""
+    kept = best_answers(group)
+    return group if len(kept) == len(group.answers) else group.with_answers(tuple(group.answers[i] for i in kept))

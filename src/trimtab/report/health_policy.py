@@ -63,12 +63,10 @@ before a single update."""
 
 
 def kl_budget(config: Mapping[str, Any]) -> float:
-    """Return the KL budget that a stage's config names (``kl_budget`` or ``kl_target``), else `KL_BUDGET`."""
-    for key in ("kl_budget", "kl_target"):
-        value = config.get(key)
-        if isinstance(value, int | float) and value > 0:
-            return float(value)
-    return KL_BUDGET
+    """Return the KL target that a stage's config names (``kl: {target: 6}``), else `KL_BUDGET`."""
+    kl = config.get("kl")
+    target = kl.get("target") if isinstance(kl, Mapping) else None
+    return float(target) if isinstance(target, int | float) and target > 0 else KL_BUDGET
 
 
 def policy_health(
@@ -224,7 +222,7 @@ def _value(rows: Sequence[Row]) -> Reading | None:
     sentence = {
         "ok": "The critic foresees a good part of the returns.",
         "watch": "The critic foresees little yet: advantages are noisy, so that steps count for less.",
-        "bad": "The critic is worse than a constant: warm it up before the policy moves, or raise its learning rate.",
+        "bad": "The critic is worse than a constant: give it more warm-up, or more answers a step.",
     }[level]
     return Reading(name="Value function", level=level, value=f"explains {percent(value.end)}", sentence=sentence)
 

@@ -13,14 +13,16 @@ from trimtab.tensors.kl import KLKind
 class Method:
     """One online method.
 
-    ``kl_loss`` names the estimator of a KL term in the loss; ``None``: the KL is taken from the reward, by k1.
-    ``whiten``: advantages are standardised over all tokens of the step.
+    ``relative``: an answer is held against the other answers to its prompt. ``whiten``: advantages are standardised
+    over all tokens of the step. ``kl_loss`` names the estimator of a KL term in the loss; ``None``: the KL is taken
+    from the reward, by k1.
     """
 
     advantage: str  # a file in advantages/
     loss: str  # a file in losses/policy/
     aggregation: Aggregation
     critic: bool
+    relative: bool
     whiten: bool
     kl_loss: KLKind | None
     paper: str
@@ -33,6 +35,7 @@ METHODS: Mapping[str, Method] = {
         loss="ppo",
         aggregation="token-mean",
         critic=True,
+        relative=False,
         whiten=True,
         kl_loss=None,
         paper="Schulman et al. 2017 (arXiv:1707.06347); Ouyang et al. 2022 (arXiv:2203.02155)",
@@ -43,6 +46,7 @@ METHODS: Mapping[str, Method] = {
         loss="ppo",
         aggregation="seq-mean-token-mean",
         critic=False,
+        relative=True,
         whiten=False,
         kl_loss="k3",
         paper="Shao et al. 2024, DeepSeekMath (arXiv:2402.03300)",

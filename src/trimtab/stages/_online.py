@@ -9,9 +9,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from trimtab.losses.lm import next_token
@@ -36,7 +37,10 @@ Micros = Callable[[], Mapping[str, Tensor | float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KL:
-    """KL to the reference: ``beta`` per nat, adapted towards ``target`` nats an answer if one is given."""
+    """KL to the reference: ``beta`` per nat, adapted towards ``target`` nats an answer if one is given.
+
+    In the reward or in the loss, as the method has it; the same ``beta`` is not the same strength in both places.
+    """
 
     beta: float = 0.05
     target: float | None = None
@@ -47,12 +51,12 @@ class KL:
 class Shaping:
     """What happens to a score before it becomes a reward.
 
-    ``eos``: an answer that the cap cut scores ``-penalty`` (replace) or loses ``penalty`` (subtract). ``normalise``:
-    running standardisation. ``clip``: bounds on the result.
+    ``normalise``: running standardisation. ``clip``: bounds on its result. ``eos``: after that, an answer that the cap
+    cut scores ``-penalty`` (replace) or loses ``penalty`` (subtract).
     """
 
     eos: EosShaping = "replace"
-    penalty: float = 1.0
+    penalty: Annotated[float, Field(ge=0)] = 1.0
     normalise: Literal["none", "std", "mean_std"] = "none"
     clip: float | None = 5.0
     whiten: bool = False
@@ -79,15 +83,16 @@ class Critic:
 
     ``gradient`` trains an adapter of its own and a head by descent on the (clipped) squared error. ``ridge`` reads the
     frozen ``start`` adapter's hidden states and the mean return of the prompt's other answers, and solves for their
-    weights in closed form after every step, older steps fading by ``decay``. ``start``: the adapter is the policy's or
-    the reward model's at first; a head starts at zero. The first ``warmup`` steps teach the critic alone.
+    weights in closed form after every step, older steps fading by ``decay`` (it needs two steps before it says more
+    than the mean). ``start``: the adapter is the policy's or the reward model's at first; a head starts at zero. The
+    first ``warmup`` steps teach the critic alone.
     """
 
     fit: Literal["gradient", "ridge"] = "gradient"
     start: Literal["policy", "reward"] = "policy"
-    warmup: int = 4
+    warmup: Annotated[int, Field(ge=0)] = 4
     lr: float = 3e-4
-    decay: float = 0.95
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.95
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,7 +103,7 @@ class _Signal:
     advantages: Tensor  # (B, T)
     targets: Tensor  # (B, T)
     returns: Tensor  # (B, T) Monte Carlo, of the shaped rewards
-    features: Tensor | None  # (N, H + 1) what a ridge critic reads
+    kl: float  # to the reference, mean over answers of the sum over tokens
     weights: Tensor  # (B, T) pi_trainer / pi_sampler, capped; 1 where nothing is to be corrected
 
 
@@ -122,7 +127,7 @@ class Online:
         self.loss = POLICY_LOSSES[method.loss].function
         self.ridge: LeastSquares | None = None
         if roles.critic is not None and critic.fit == "ridge":
-            self.ridge = LeastSquares(roles.critic.trunk.hidden_size + 1, decay=critic.decay)
+            self.ridge = LeastSquares(roles.critic.trunk.hidden_size + 1, decay=critic.decay, light=1)
         self.ptx, self.ptx_weight, self.ptx_batch = ptx, ptx_weight, ptx_batch
 
     def state(self) -> dict[str, Any]:
@@ -151,9 +156,8 @@ class Online:
             for place, index in enumerate(order):
                 number = (step * self.epochs + epoch) * len(order) + place
                 yield self._update(signal, rollout.minibatches[index], groups, number, first=epoch == 0 == place)
-        if self.ridge is not None:
-            assert signal.features is not None
-            self.ridge.add(signal.features, signal.returns[rollout.mask])
+        if step >= self.warmup:  # before, the policy could not move
+            self.kl.update(signal.kl, len(rollout.scores))
 
     def _update(
         self, signal: _Signal, micros: Sequence[Micro], groups: tuple[str, ...], number: int, *, first: bool
@@ -182,12 +186,7 @@ class Online:
         if self.shaping.whiten:
             rewards = whiten(rewards, mask, shift_mean=False)
         returns = reward_to_go(rewards, mask, gamma=self.gamma)
-        values, features = rollout.values, None
-        if self.ridge is not None:
-            features = self._features(rollout, rewards)
-            weight, bias = self.ridge.solution
-            flat = features.double() @ weight.to(features.device) + bias.to(features.device)
-            values = torch.zeros_like(rewards).masked_scatter(mask, flat.to(rewards.dtype))
+        values = rollout.values if self.ridge is None else self._ridge_values(self.ridge, rollout, rewards, returns)
         found = self._advantages(rewards, values, rollout)
         advantages, targets = found if isinstance(found, tuple) else (found, returns)
         weights = torch.ones_like(rollout.logps)
@@ -215,26 +214,31 @@ class Online:
             log.add(
                 {
                     "value/explained_variance": explained_variance(values, returns, mask),
+                    "value/residual_variance": (returns - values)[mask].var(correction=0),
+                    "value/return_variance": returns[mask].var(correction=0),
                     "value/mean": values[mask],
                     "value/return": returns[mask],
                 }
             )
-        self.kl.update(float(kl.mean()), len(kl))
         if self.method.whiten:
             advantages = whiten(advantages, mask)
         return _Signal(
-            rollout=rollout, advantages=advantages, targets=targets, returns=returns, features=features, weights=weights
-        )
+            rollout=rollout, advantages=advantages, targets=targets, returns=returns, kl=float(kl.mean()),
+            weights=weights,
+        )  # fmt: skip
 
-    def _features(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """What a ridge critic reads before each token (N, H + 1): hidden states, and how the other answers fared.
+    def _ridge_values(self, ridge: LeastSquares, rollout: Rollout, rewards: Tensor, returns: Tensor) -> Tensor:
+        """V before each token (B, T) by the solution from earlier rounds; then the round is learned from.
 
-        The last column is scaled by sqrt(H) / 3, so that the ridge, which is one for all columns, hardly shrinks it.
+        It reads the hidden states and how the prompt's other answers fared, which does not depend on this one.
         """
         assert rollout.features is not None
-        others = leave_one_out(rewards.sum(-1), rollout.group)  # (B,)
-        column = others[:, None].expand_as(rewards)[rollout.mask] * (rollout.features.shape[1] ** 0.5 / 3)
-        return torch.cat([rollout.features.float(), column[:, None].float()], dim=1)
+        others = leave_one_out(rewards.sum(-1), rollout.group)[:, None].expand_as(rewards)[rollout.mask]  # (N,)
+        features = torch.cat([rollout.features.double(), others[:, None].double()], dim=1)  # (N, H + 1)
+        weight, bias = ridge.solution
+        flat = features @ weight.to(features.device) + bias.to(features.device)
+        ridge.add(features, returns[rollout.mask])
+        return torch.zeros_like(rewards).masked_scatter(rollout.mask, flat.to(rewards.dtype))
 
     def _advantages(self, rewards: Tensor, values: Tensor | None, rollout: Rollout) -> Tensor | tuple[Tensor, Tensor]:
         """Call the estimator with what it names: a column of the rollout, or one of the stage's settings."""

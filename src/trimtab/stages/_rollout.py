@@ -162,7 +162,7 @@ class Roller:
 
     def _score_text(self, chosen: Sequence[int], answers: Sequence[Sequence[Sampled]]) -> Tensor:
         rows = self.reward.score(self.as_groups(chosen, answers))
-        return torch.tensor([score for row in rows for score in row])
+        return torch.tensor([score for row in rows for score in row], device=self.roles.actor.trunk.device)
 
     def _check(self, scores: Tensor, chosen: Sequence[int], answers: Sequence[Sequence[Sampled]]) -> None:
         bad = (~scores.isfinite()).nonzero()

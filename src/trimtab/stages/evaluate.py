@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -94,7 +95,8 @@ def _answers(
     found: Samples = {}
     run.reporter.begin(run.name, len(models) * len(groups), "answer")
     for place, model in enumerate(models):
-        path = run.folder / f"answers-{model.name}.json"
+        plain = re.sub(r"[^A-Za-z0-9-]", "_", model.name)  # a path or a hub id may stand there
+        path = run.folder / f"answers-{place}-{plain}.json"
         if not path.exists():
             if model.base not in trunks:
                 trunks[model.base] = Trunk.load(model.base, dtype=run.dtype)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.data.encode import encode
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import DataError
 from trimtab.losses.reward import bradley_terry, centering
 from trimtab.model.trunk import Lora, ScalarHead, Trunk
 from trimtab.records.read import read_groups
@@ -21,13 +20,11 @@ from trimtab.records.types import Group, Pair, pairs
 from trimtab.rewards.reward_model import RewardModel
 from trimtab.seeds import derive
 from trimtab.stages import Result
-from trimtab.stats.winrate import accuracy
+from trimtab.stats.winrate import win_rate
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 from trimtab.train.loop import Pace, Update, batch_at, fit, num_steps
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.run import Means, Run, invariant
-
-Judged = tuple[list[Group], list[TokenGroup]]
 
 
 def reward(
@@ -35,7 +32,6 @@ def reward(
     *,
     data: DataRef,
     heldout: DataRef | None = None,
-    heldout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     init: ModelRef = BASE,
     epochs: float = 1.0,
     batch: int = 16,
@@ -51,20 +47,12 @@ def reward(
 
     ``batch`` prompts a step, all pairs of a prompt in one tree, every prompt weighing 1. ``margin`` times a pair's
     strength is asked for (Llama-2); ``center`` pulls scores towards 0. After training, scores are shifted and scaled to
-    mean 0 and deviation 1 over the training answers (Ziegler et al., 2019). ``heldout_share`` of the prompts, chosen by
-    a hash, is kept aside to measure on where there is no ``heldout`` file.
+    mean 0 and deviation 1 over a sample of the training answers (Ziegler et al., 2019).
     """
-    if heldout is not None and heldout_share:
-        raise ConfigError(f"stages.{run.name}: give heldout or heldout_share, not both")
     trunk, adapter = Trunk.open(init, dtype=run.dtype)
     trunk.derive_adapter("reward", adapter, lora, seed=derive(run.seed, "lora"))
     head = trunk.scalar_head()
     groups, tokens = _load(data, trunk, max_length, run)
-    aside: Judged | None = None
-    if heldout is not None:
-        aside = _load(heldout, trunk, max_length, run)
-    elif heldout_share:
-        (groups, tokens), aside = _split(groups, tokens, heldout_share, data.source)
     task = _Task(
         trunk, head, groups, tokens, batch=batch, micro_tokens=micro_tokens, margin=margin, center=center, seed=run.seed
     )
@@ -85,14 +73,14 @@ def reward(
         )
     model = RewardModel(trunk, "reward", head)
     metrics = _standardise(model, tokens)
-    if aside is not None:
-        metrics |= _heldout(model, *aside)
+    if heldout is not None:
+        metrics |= _heldout(model, *_load(heldout, trunk, max_length, run))
     trunk.save_adapter("reward", run.folder)
     head.save(run.folder)
     return Result(base=init.base, metrics={"data/pairs": float(sum(len(pairs(g)) for g in groups)), **metrics})
 
 
-def _load(data: DataRef, trunk: Trunk, max_length: int, run: Run) -> Judged:
+def _load(data: DataRef, trunk: Trunk, max_length: int, run: Run) -> tuple[list[Group], list[TokenGroup]]:
     """Groups that hold a strict preference; others (ties, unjudged) are counted and said."""
     found = read_groups(data.source).groups
     judged = [group for group in found if pairs(group)]
@@ -103,19 +91,6 @@ def _load(data: DataRef, trunk: Trunk, max_length: int, run: Run) -> Judged:
             f"{data.source}: {len(found) - len(judged)} of {len(found)} groups hold no strict preference, left out"
         )
     return encode(judged, trunk.chat, max_length=max_length, run=run, what="preferences")
-
-
-def _split(groups: Sequence[Group], tokens: Sequence[TokenGroup], share: float, source: str) -> tuple[Judged, Judged]:
-    """To train on, and kept aside: by a hash of the prompt, so that a prompt is on one side only, whatever the seed."""
-    sides: tuple[Judged, Judged] = (([], []), ([], []))
-    for group, item in zip(groups, tokens, strict=True):
-        words = [f"{message.role}: {message.content}" for message in group.prompt]
-        side = sides[derive(0, "heldout", *words) < share * 2**63]
-        side[0].append(group)
-        side[1].append(item)
-    if not (sides[0][0] and sides[1][0]):
-        raise DataError(f"{source}: {len(groups)} judged prompts are too few to keep a share of {share} aside")
-    return sides
 
 
 @dataclass(slots=True)
@@ -222,8 +197,12 @@ def _standardise(model: RewardModel, tokens: Sequence[TokenGroup], limit: int = 
 
 
 def _heldout(model: RewardModel, groups: Sequence[Group], tokens: Sequence[TokenGroup]) -> dict[str, float]:
-    """Accuracy on held-out pairs, beside "the longer wins" and "the one that finishes wins" (ties count one half)."""
+    """Accuracy on held-out pairs, beside "the longer wins" and "the one that finishes wins" (ties count one half).
+
+    Pairs of one prompt are averaged first: the interval is over prompts.
+    """
     right: list[float] = []
+    prompts: list[tuple[int, ...]] = []
     longer: list[float] = []
     finished: list[float] = []
     kinds: dict[str, list[float]] = {}
@@ -232,14 +211,16 @@ def _heldout(model: RewardModel, groups: Sequence[Group], tokens: Sequence[Token
             b, w = pair.better, pair.worse
             hit = _wins(scores[b], scores[w])
             right.append(hit)
+            prompts.append(item.prompt)
             longer.append(_wins(len(item.answers[b]), len(item.answers[w])))
             finished.append(_wins(group.answers[b].finish != "length", group.answers[w].finish != "length"))
             kinds.setdefault(str(group.meta.get("flaw", "all")), []).append(hit)
-    mean, low, high = accuracy(right)
+    share = win_rate(right, prompts=prompts)
     return {
-        "heldout/accuracy": mean,
-        "heldout/accuracy_lo": low,
-        "heldout/accuracy_hi": high,
+        "heldout/accuracy": share.mean,
+        "heldout/accuracy_lo": share.lo,
+        "heldout/accuracy_hi": share.hi,
+        "heldout/prompts": float(share.n),
         "heldout/longer_wins": sum(longer) / len(longer),
         "heldout/finished_wins": sum(finished) / len(finished),
         "heldout/n": float(len(right)),

@@ -14,7 +14,7 @@ from trimtab.data.encode import encode
 from trimtab.losses.lm import next_token
 from trimtab.model.trunk import Lora, Trunk
 from trimtab.records.read import read_groups
-from trimtab.records.types import Group, best_answers
+from trimtab.records.types import best_only
 from trimtab.seeds import derive
 from trimtab.stages import Result
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
@@ -43,7 +43,7 @@ def sft(
     """
     trunk, adapter = Trunk.open(init, dtype=run.dtype)
     trunk.derive_adapter("sft", adapter, lora, seed=derive(run.seed, "lora"))
-    groups = [_only_the_best(group) for group in read_groups(data.source).groups]
+    groups = [best_only(group) for group in read_groups(data.source).groups]
     _, tokens = encode(groups, trunk.chat, max_length=max_length, run=run, what="demonstrations")
     invariant(
         any(a and a[-1] == trunk.chat.end for item in tokens for a in item.answers),
@@ -67,12 +67,6 @@ def sft(
             "data/target_tokens": sum(pack([item]).num_targets for item in tokens),
         },
     )
-
-
-def _only_the_best(group: Group) -> Group:
-    """Leave out answers that lost: a rejected answer is no demonstration."""
-    kept = best_answers(group)
-    return group if len(kept) == len(group.answers) else group.with_answers(tuple(group.answers[i] for i in kept))
 
 
 @dataclass(slots=True)

@@ -11,24 +11,30 @@ import torch
 from torch import Tensor
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, float("inf"))
-"""Candidates, in units of the features' mean variance; infinity predicts the mean whatever the features say."""
+"""Candidates, for features of unit variance; infinity predicts the mean whatever the features say."""
+
+LIGHT = 1 / 32
+"""The share of the ridge that light features bear."""
 
 
 class LeastSquares:
     """y = w . x + b, refitted after every batch; older batches fade by ``decay``.
 
-        minimise  sum_i decay^age_i (w . x_i + b - y_i)^2 / n + ridge m |w|²,    m the features' mean variance
+        minimise  sum_i decay^age_i (w . z_i + b - y_i)^2 / n + ridge |w|²,    z the features, each to unit variance
 
-    Every batch is first predicted with each candidate's weights and only then taken in; the ridge in use is the one
-    whose predictions have had the least (fading) squared error. So a fit that only knows its own data by heart loses to
-    the plain mean, and features that say nothing do no harm. Kept as sums in float64: H² numbers, whatever was seen.
+    The last ``light`` features bear a 32nd of the ridge. Every batch is first predicted with each candidate's weights
+    and only then taken in; the ridge in use is the one whose predictions have had the least (fading) squared error. So
+    a fit that only knows its own data by heart loses to the plain mean, and features that say nothing do no harm. Kept
+    as sums in float64: H² numbers, whatever was seen.
 
     Sources: fading memory: recursive least squares; choosing by prediction of what comes next: Dawid 1984, "Statistical
     theory: the prequential approach".
     """
 
-    def __init__(self, features: int, *, decay: float) -> None:
+    def __init__(self, features: int, *, decay: float, light: int = 0) -> None:
         self.decay = decay
+        self.penalty = torch.ones(features, dtype=torch.float64)
+        self.penalty[features - light :] = LIGHT
         self.count = torch.zeros((), dtype=torch.float64)
         self.sum_x = torch.zeros(features, dtype=torch.float64)
         self.sum_y = torch.zeros((), dtype=torch.float64)
@@ -69,14 +75,18 @@ class LeastSquares:
     def _solve(self) -> None:
         mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
         covariance = self.sum_xx / self.count - mean_x.outer(mean_x)  # (H, H)
-        with_y = self.sum_xy / self.count - mean_x * mean_y  # (H,)
-        values, vectors = torch.linalg.eigh(covariance)
-        along = vectors.T @ with_y
-        scale = values.clamp_min(0).mean()
+        variance = covariance.diagonal()
+        moves = variance > 1e-12 * (variance + mean_x.square())  # what never changes, but for rounding, says nothing
+        scale = torch.where(moves, variance, 1.0).rsqrt() * moves
+        correlation = covariance * scale.outer(scale)
+        with_y = (self.sum_xy / self.count - mean_x * mean_y) * scale  # (H,)
+        idle = 1e-9 + (~moves).double()  # keeps the system solvable where a feature says nothing, or what others say
         for c, ridge in enumerate(RIDGES):
-            strength = values.clamp_min(0) + ridge * scale
-            share = torch.where(strength > 0, along / strength, torch.zeros_like(along))
-            self.weights[c] = vectors @ share
+            if ridge == float("inf"):
+                share = torch.zeros_like(with_y)
+            else:
+                share = torch.linalg.solve(correlation + torch.diag(ridge * self.penalty + idle), with_y)
+            self.weights[c] = share * scale
             self.biases[c] = mean_y - self.weights[c] @ mean_x
 
     def state(self) -> dict[str, Tensor]:

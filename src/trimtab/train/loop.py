@@ -56,9 +56,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How long and how fast."""
+    """How long and how fast. The schedule begins after ``before`` steps, which have the full rate."""
 
     steps: int
+    before: int = 0
     warmup: float = 0.03
     floor: float = 0.1
 
@@ -95,7 +96,9 @@ def fit(run: Run, task: Task, optimiser: Optimiser, pace: Pace, *, show: Sequenc
 def _step(task: Task, optimiser: Optimiser, pace: Pace, step: int) -> dict[str, float]:
     """Do one step; return its line for the log."""
     began = time.monotonic()
-    factor = schedule(step, pace.steps, warmup=pace.warmup, floor=pace.floor)
+    factor = 1.0
+    if step >= pace.before:
+        factor = schedule(step - pace.before, pace.steps - pace.before, warmup=pace.warmup, floor=pace.floor)
     log = Means()
     for update in task.updates(step, log):
         for micro in update.micros:

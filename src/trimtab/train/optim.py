@@ -117,6 +117,7 @@ class Optimiser:
                     self.groups[name].parameters[i].copy_(master)
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 found = {key: state[f"{name}/{i}/{key}"].clone() for key in keys if f"{name}/{i}/{key}" in state}
+                found |= {key: found[key].to(master.device) for key in keys[1:] if key in found}  # not the step count
                 self.adam[name].state.pop(master, None)
                 if found:
                     self.adam[name].state[master] = found
