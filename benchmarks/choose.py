@@ -133,11 +133,12 @@ def summary(code: str) -> None:
         if own:
             keys = ("won", "won_cut_loses")
             won, finished = (win_rate(np.mean([row[key] for row in own], axis=0)) for key in keys)
+            shares = (won.mean, finished.mean, mean([row["ended"] for row in own]))
+            first, cut, ended = map(percent, shares)
+            tokens, minutes = mean([row["tokens"] for row in own]), mean([row["seconds"] / 60 for row in own])
             cells = (
-                variant, ", ".join(str(row["seed"]) for row in own), percent(won.mean),
-                f"{percent(won.lo)} to {percent(won.hi)}", percent(finished.mean),
-                percent(mean([row["ended"] for row in own])), f"{mean([row['tokens'] for row in own]):.1f}", late(own, "score"), late(own, "kl"),
-                explained(own), f"{mean([row['seconds'] / 60 for row in own]):.1f}",
+                variant, ", ".join(str(row["seed"]) for row in own), first, f"{percent(won.lo)} to {percent(won.hi)}",
+                cut, ended, f"{tokens:.1f}", late(own, "score"), late(own, "kl"), explained(own), f"{minutes:.1f}",
             )  # fmt: skip
             print(f"| {' | '.join(cells)} |")
 
