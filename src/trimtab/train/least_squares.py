@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, float("inf"))
+RIDGES = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, float("inf"))
 """Candidates, for features of unit variance; infinity predicts the mean whatever the features say."""
 
 LIGHT = 1 / 32
