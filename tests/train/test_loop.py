@@ -232,5 +232,5 @@ def test_micro_tokens_change_nothing(
 ) -> None:
     for micro_tokens in (1, 64, 4096):
         stage(tmp_path / str(micro_tokens), tiny_model, micro_tokens)
-    tiny.same_curves(tmp_path / "4096", tmp_path / "1", tolerance=1e-6)
-    tiny.same_curves(tmp_path / "4096", tmp_path / "64", tolerance=1e-6)
+    tiny.same_curves(tmp_path / "4096", tmp_path / "1", tolerance=1e-5)
+    tiny.same_curves(tmp_path / "4096", tmp_path / "64", tolerance=1e-5)
