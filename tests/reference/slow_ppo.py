@@ -26,7 +26,7 @@ class Term:
 
 
 def kl(logp: float, ref_logp: float, kind: str) -> Term:
-    """One token's KL estimate and its slope in ``logp`` (METHODS 0.4; Schulman 2020)."""
+    """One token's KL estimate and its slope in ``logp`` (Schulman 2020)."""
     q = ref_logp - logp
     if kind == "k1":
         return Term(-q, 1.0)
@@ -66,7 +66,7 @@ def gae(rewards: Answer, values: Answer, *, gamma: float, lam: float) -> tuple[A
 
 
 def whiten(batch: Batch, *, shift_mean: bool) -> Batch:
-    """Unit variance over all tokens of all answers, mean zero or kept (METHODS 0.5)."""
+    """Unit variance over all tokens of all answers, mean zero or kept."""
     everything = [x for answer in batch for x in answer]
     centre = mean(everything)  # exact: the standard library sums fractions
     width = math.sqrt(pvariance(everything) + 1e-8)
@@ -101,7 +101,7 @@ def value(now: float, old: float, target: float, *, clip: float | None) -> Term:
 
 
 def token_weights(lengths: list[int], how: str, longest: int) -> Batch:
-    """What each token's loss is multiplied by before all are summed (METHODS 0.3)."""
+    """What each token's loss is multiplied by before all are summed."""
     weights = {
         "token-mean": [1 / sum(lengths)] * len(lengths),
         "seq-mean-token-mean": [1 / (len(lengths) * max(length, 1)) for length in lengths],

@@ -199,7 +199,7 @@ def fields(terms: list[list[slow.Term]], name: str) -> slow.Batch:
 
 
 def test_the_slow_side_has_the_published_numbers() -> None:
-    """METHODS 0.3 to 0.6 and 3(d), worked by hand there."""
+    """Numbers worked by hand."""
     a, b = [slow.Term(1.0, 1.0)] * 2, [slow.Term(1.0, 1.0)] * 7 + [slow.Term(3.0, 1.0)]
     assert [slow.aggregate([a, b], how, 8)[0] for how in AGGREGATIONS] == pytest.approx([1.2, 1.125, 6.0, 0.75])
     p, r = math.log(0.5), math.log(0.4)

@@ -92,7 +92,7 @@ class _Task:
         yield Update(micros=[_Micro(p, total) for p in packed], accumulate=self.accumulate)
 
     def accumulate(self, micro: _Micro) -> Mapping[str, Tensor]:
-        """Token-mean over the whole update (METHODS: divide by the step's count, not the micro-batch's)."""
+        """Token-mean over the whole update: divided by the step's count, not the micro-batch's."""
         batch = micro.batch.to(self.trunk.device)
         logps, _ = self.trunk.logps(batch)
         losses = next_token(logps)  # (N,)
