@@ -19,7 +19,6 @@ from trimtab.rewards.reward_model import RewardModel
 from trimtab.seeds import derive
 from trimtab.stages._online import KL, Critic, Shaping
 from trimtab.stages.policy import policy
-from trimtab.stages.sft import sft
 from trimtab.train.run import Means
 
 SHORT = Sampling(max_tokens=6)
@@ -27,25 +26,6 @@ SHORT = Sampling(max_tokens=6)
 
 def direction(seed: int = 1, scale: float = 0.1) -> torch.Tensor:
     return scale * torch.randn(64, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(scope="session")
-def toy_reward(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ModelRef:
-    return tiny.hand_made_reward(tmp_path_factory.mktemp("toy"), tiny_model, direction())
-
-
-@pytest.fixture(scope="session")
-def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ModelRef:
-    """A model with an adapter of its own to start from."""
-    folder = tmp_path_factory.mktemp("sft")
-    data = tiny.demonstrations(folder)
-    sft(tiny.make_run(folder, "sft"), data=data, init=tiny.base(tiny_model), epochs=3, batch=3, lr=1e-2, lora=tiny.LORA)
-    return tiny.finished(folder, "sft", "sft", str(tiny_model))
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> DataRef:
-    return tiny.prompts(tmp_path_factory.mktemp("prompts"))
 
 
 def train(

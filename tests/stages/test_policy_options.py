@@ -17,7 +17,6 @@ from trimtab.records.read import read_groups
 from trimtab.seeds import derive
 from trimtab.stages._online import KL, Clip, Critic, Online, Shaping
 from trimtab.stages.policy import policy
-from trimtab.stages.sft import sft
 from trimtab.tensors.aggregate import Totals
 from trimtab.tensors.tree import pack
 from trimtab.train.least_squares import RIDGES
@@ -27,25 +26,6 @@ from trimtab.train.run import Means
 SHORT = Sampling(max_tokens=6)
 NO_CRITIC = {"critic": Critic()}  # its default: nothing is asked of it
 RIDGE = Critic(fit="ridge", start="reward", warmup=2)
-
-
-@pytest.fixture(scope="session")
-def toy_reward(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ModelRef:
-    weight = 0.1 * torch.randn(64, generator=torch.Generator().manual_seed(1))
-    return tiny.hand_made_reward(tmp_path_factory.mktemp("toy"), tiny_model, weight)
-
-
-@pytest.fixture(scope="session")
-def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ModelRef:
-    folder = tmp_path_factory.mktemp("sft")
-    data = tiny.demonstrations(folder)
-    sft(tiny.make_run(folder, "sft"), data=data, init=tiny.base(tiny_model), epochs=3, batch=3, lr=1e-2, lora=tiny.LORA)
-    return tiny.finished(folder, "sft", "sft", str(tiny_model))
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> DataRef:
-    return tiny.prompts(tmp_path_factory.mktemp("prompts"))
 
 
 def train(
