@@ -23,7 +23,7 @@ import yaml
 
 from trimtab.artifacts import Artifact
 from trimtab.errors import ConfigError, did_you_mean
-from trimtab.registry import STAGES, Entry
+from trimtab.registry import STAGES, Entry, Folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +204,10 @@ def _check_stage(name: str, raw: Mapping[str, Any], where: str) -> StageConfig:
 
 def references(config: StageConfig) -> Iterator[tuple[str, type[ModelRef] | type[DataRef], str]]:
     """Yield a stage's references, still as words: (option, ``ModelRef`` or ``DataRef``, word)."""
-    hints = typing.get_type_hints(STAGES[config.stage].function)
+    known = schema(STAGES[config.stage], config.settings)
     for option, value in config.settings.items():
-        kind = next(
-            (kind for kind in REFERENCES if kind is hints[option] or kind in typing.get_args(hints[option])), None
-        )
+        hint, _ = known[option]
+        kind = next((kind for kind in REFERENCES if kind is hint or kind in typing.get_args(hint)), None)
         if kind is not None:
             words = value if isinstance(value, (tuple, list)) else [value]
             yield from ((option, kind, word) for word in words if isinstance(word, str))
@@ -222,16 +221,36 @@ def _check_order(config: StageConfig, names: Sequence[str], where: str) -> None:
             raise ConfigError(f"{where}.{option}: stage {word!r} {later}")
 
 
+def schema(entry: Entry, settings: Mapping[str, Any], where: str = "") -> dict[str, tuple[Any, inspect.Parameter]]:
+    """A stage's options, as (type, parameter); after them those of the method that the settings name.
+
+    An option whose type bears a folder of methods (``method: Annotated[str, PREFERENCE_LOSSES]``) names one of them.
+    """
+    hints = typing.get_type_hints(entry.function, include_extras=True)
+    found = {name: (hints[name], parameter) for name, parameter in entry.options.items()}
+    for name, (hint, parameter) in tuple(found.items()):
+        for folder in getattr(hint, "__metadata__", ()):
+            if isinstance(folder, Folder):
+                chosen = settings.get(name, parameter.default)
+                if chosen not in folder:
+                    meant = did_you_mean(str(chosen), folder)
+                    raise ConfigError(f"{where}.{name}: no {folder.what} {chosen!r}{meant}")
+                method = folder[chosen]
+                inner = typing.get_type_hints(method.function, include_extras=True)
+                found |= {key: (inner[key], option) for key, option in method.options.items()}
+    return found
+
+
 def check_settings(entry: Entry, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Validate settings against a function's keyword-only parameters; fill in defaults."""
+    known = schema(entry, settings, where)
     for key in settings:
-        if key not in entry.options:
-            raise ConfigError(f"{where}: no option {key!r}{did_you_mean(str(key), entry.options)}")
-    for key, parameter in entry.options.items():
+        if key not in known:
+            raise ConfigError(f"{where}: no option {key!r}{did_you_mean(str(key), known)}")
+    for key, (_, parameter) in known.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
             raise ConfigError(f"{where}: option {key!r} is missing")
-    hints = typing.get_type_hints(entry.function, include_extras=True)
-    fields = {name: (_plain(hints[name]), _default(parameter)) for name, parameter in entry.options.items()}
+    fields = {name: (_plain(hint), _default(parameter)) for name, (hint, parameter) in known.items()}
     return _validate(fields, settings, f"{where}.")
 
 

@@ -203,3 +203,57 @@ def full_kl(head: Head, hidden: Tensor, other: Tensor, *, temperature: float = 1
         q = F.log_softmax(head.logits(other[rows], temperature), dim=-1)
         parts.append(exact_kl(p, q))
     return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+
+class _ReferenceKL(torch.autograd.Function):
+    """KL(reference || policy) over the vocabulary, in chunks; its gradient in the policy's logits is p - q."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, head: Head, ref_head: Head, ref_hidden: Tensor) -> Tensor:
+        keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        kept: list[Tensor] = []
+        parts = []
+        for rows, theirs in zip(hidden.split(CHUNK), ref_hidden.split(CHUNK), strict=True):
+            p, q = F.log_softmax(head.logits(rows), dim=-1), F.log_softmax(ref_head.logits(theirs), dim=-1)
+            parts.append(exact_kl(q, p))
+            if keep:
+                kept.append((p.exp() - q.exp()).to(hidden.dtype))
+        ctx.kept = kept
+        ctx.save_for_backward(hidden, weight)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        hidden, weight = ctx.saved_tensors
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        grad_hidden, grad_weight = [], torch.zeros_like(weight, dtype=wide(weight.dtype)) if need_weight else None
+        for difference, rows, grad in zip(ctx.kept, hidden.split(CHUNK), grads[0].split(CHUNK), strict=True):
+            scaled = difference * grad[:, None].to(difference.dtype)
+            if need_hidden:
+                grad_hidden.append(scaled @ weight)
+            if grad_weight is not None:
+                grad_weight += (scaled.T @ rows).to(grad_weight.dtype)
+        ctx.kept = []
+        return (
+            torch.cat(grad_hidden) if need_hidden else None,
+            grad_weight.to(weight.dtype) if grad_weight is not None else None,
+            None, None, None,
+        )  # fmt: skip
+
+
+def reference_kl(head: Head, hidden: Tensor, ref_head: Head, ref_hidden: Tensor) -> Tensor:
+    """KL(reference || policy) over the whole vocabulary at each of N places, in nats.
+
+    hidden, ref_hidden (N, H) through their heads -> (N,), float32 at least, differentiable in the policy's ``hidden``
+    and head. No places give an empty tensor.
+    """
+    if not hidden.shape[0]:
+        return hidden.sum() * torch.zeros(0, dtype=wide(hidden.dtype), device=hidden.device)
+    if head.softcap is not None or head.bias is not None:
+        rows = zip(hidden.split(CHUNK), ref_hidden.split(CHUNK), strict=True)
+        parts = [(F.log_softmax(ref_head.logits(r), dim=-1), F.log_softmax(head.logits(h), dim=-1)) for h, r in rows]
+        return torch.cat([exact_kl(q, p) for q, p in parts])
+    out: Tensor = _ReferenceKL.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head, ref_head, ref_hidden.detach()
+    )
+    return out

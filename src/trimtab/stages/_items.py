@@ -1,0 +1,142 @@
+"""What preference methods learn from: judged prompts as tokens, with what the reference thinks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from trimtab.errors import ConfigError
+from trimtab.model.trunk import Trunk
+from trimtab.records.types import Group, Ranking, Score, Thumb, pairs
+from trimtab.tensors.tree import TokenGroup
+from trimtab.train.reference import reference_logps
+from trimtab.train.run import Run
+
+Kind = Literal["pair", "answer", "list"]
+WANTED = {
+    "pair": "nothing says which of two answers is better",
+    "answer": "no thumbs, and nothing says which of two answers is better",
+    "list": "nothing puts two or more answers in order",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A prompt with its answers as tokens, and what was said of them; answers are named by their index.
+
+    ``pairs`` are (better, worse, P(better beats worse)); ``liked`` are (answer, was it liked); ``scores`` give the
+    answers' order, higher is better.
+    """
+
+    tokens: TokenGroup
+    pairs: tuple[tuple[int, int, float], ...] = ()
+    liked: tuple[tuple[int, bool], ...] = ()
+    scores: tuple[float, ...] = ()
+    ref_logps: Tensor | None = None  # (k,)
+    mismatch: tuple[TokenGroup, Tensor] | None = None  # the prompt with another's answer, and its ref_logps (1,)
+
+    @property
+    def size(self) -> int:
+        """How many items of the loss it is."""
+        return len(self.pairs) or len(self.liked) or 1
+
+
+def make_item(kind: Kind, group: Group, tokens: TokenGroup) -> Item | None:
+    """What a loss of this kind can learn from a Group; ``None`` when its verdicts say nothing of that kind.
+
+    Answers that no verdict speaks of are left out: they would be computed for nothing.
+    """
+    match kind:
+        case "pair":
+            found = pairs(group)
+            kept, place = _keep(tokens, {index for pair in found for index in (pair.better, pair.worse)})
+            judged = tuple(
+                (place[p.better], place[p.worse], 1.0 if p.probability is None else p.probability) for p in found
+            )
+            return Item(tokens=kept, pairs=judged) if judged else None
+        case "answer":
+            thumbs = liked(group)
+            kept, place = _keep(tokens, set(thumbs))
+            return Item(tokens=kept, liked=tuple((place[i], up) for i, up in thumbs.items())) if thumbs else None
+        case "list":
+            scores = order(group)
+            kept, place = _keep(tokens, set(scores))
+            if len(set(scores.values())) < 2:
+                return None
+            return Item(tokens=kept, scores=tuple(scores[index] for index in sorted(place)))
+
+
+def _keep(tokens: TokenGroup, wanted: set[int]) -> tuple[TokenGroup, dict[int, int]]:
+    """Only the wanted answers, and the new place of each."""
+    order = sorted(wanted)
+    trained = None if tokens.trained is None else tuple(tokens.trained[i] for i in order)
+    kept = replace(tokens, answers=tuple(tokens.answers[i] for i in order), trained=trained)
+    return kept, {old: new for new, old in enumerate(order)}
+
+
+def liked(group: Group) -> dict[int, bool]:
+    """Which answers were liked and which were not: by thumbs (most of them decide; a tie says nothing).
+
+    Without thumbs, an answer that won some comparison and lost none was liked, and one that lost some and won none was
+    not.
+    """
+    votes: dict[int, int] = {}
+    for verdict in group.verdicts:
+        if isinstance(verdict, Thumb):
+            votes[verdict.answer] = votes.get(verdict.answer, 0) + (1 if verdict.up else -1)
+    if not votes:
+        found = pairs(group)
+        winners, losers = {p.better for p in found}, {p.worse for p in found}
+        votes = {index: 1 if index in winners else -1 for index in winners ^ losers}
+    return {index: vote > 0 for index, vote in sorted(votes.items()) if vote}
+
+
+def order(group: Group) -> dict[int, float]:
+    """A number for every answer that was put in order, higher is better.
+
+    The sum over rankings of the number of answers below minus those above, and over comparisons of wins minus losses;
+    without either, the mean of all scores.
+    """
+    found: dict[int, float] = {}
+    for pair in pairs(group):
+        found[pair.better] = found.get(pair.better, 0.0) + 1
+        found[pair.worse] = found.get(pair.worse, 0.0) - 1
+    if found:
+        for verdict in group.verdicts:  # tied answers are in no pair, yet they were ranked
+            if isinstance(verdict, Ranking):
+                found |= {index: found.get(index, 0.0) for tier in verdict.order for index in tier}
+        return found
+    given: dict[int, list[float]] = {}
+    for verdict in group.verdicts:
+        if isinstance(verdict, Score):
+            given.setdefault(verdict.answer, []).extend(verdict.values.values())
+    return {index: sum(values) / len(values) for index, values in given.items() if values}
+
+
+def with_reference(
+    items: Sequence[Item], run: Run, trunk: Trunk, adapter: str | None, *, micro_tokens: int, strangers: bool
+) -> list[Item]:
+    """Add what the reference thinks of every answer; with ``strangers``, also of another prompt's answer (KTO's z0).
+
+    The stranger is the first judged answer of the next prompt in the data that is another prompt, so that it is the
+    same at every step and its number is computed once.
+    """
+    tokens = [item.tokens for item in items]
+    known = reference_logps(run, trunk, adapter, tokens, micro_tokens=micro_tokens)
+    items = [replace(item, ref_logps=logps) for item, logps in zip(items, known, strict=True)]
+    if not strangers or not items:
+        return items
+    if len({item.tokens.prompt for item in items}) < 2:
+        raise ConfigError(f"stages.{run.name}: this method compares with answers to other prompts; there is only one")
+    mixed = [TokenGroup(prompt=items[i].tokens.prompt, answers=(_stranger(items, i),)) for i in range(len(items))]
+    theirs = reference_logps(run, trunk, adapter, mixed, micro_tokens=micro_tokens)
+    return [replace(item, mismatch=pair) for item, pair in zip(items, zip(mixed, theirs, strict=True), strict=True)]
+
+
+def _stranger(items: Sequence[Item], i: int) -> tuple[int, ...]:
+    """The first answer of the next item with another prompt."""
+    later = (items[(i + step) % len(items)].tokens for step in range(1, len(items)))
+    return next(tokens.answers[0] for tokens in later if tokens.prompt != items[i].tokens.prompt)

@@ -1,0 +1,199 @@
+"""Preference learning without a reward model: DPO and its relatives, from pairs, thumbs or rankings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from trimtab.config import BASE, DataRef, ModelRef
+from trimtab.data.encode import encode
+from trimtab.errors import ConfigError, DataError
+from trimtab.model.roles import Role
+from trimtab.model.trunk import Lora, Trunk
+from trimtab.records.read import read_groups
+from trimtab.records.types import best_only
+from trimtab.registry import PREFERENCE_LOSSES
+from trimtab.seeds import derive
+from trimtab.stages import Result
+from trimtab.stages._items import WANTED, Item, make_item, with_reference
+from trimtab.stages._preference import Objective, Preference
+from trimtab.stages._texts import Texts
+from trimtab.stats.winrate import outcome, win_rate
+from trimtab.tensors.tree import TokenGroup
+from trimtab.train.loop import Pace, fit, num_steps
+from trimtab.train.optim import Optimiser, ParameterGroup
+from trimtab.train.reference import answer_logps
+from trimtab.train.run import Run, invariant
+
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+def preference(
+    run: Run,
+    *,
+    data: DataRef,
+    heldout: DataRef | None = None,
+    init: ModelRef = BASE,
+    method: Annotated[str, PREFERENCE_LOSSES] = "dpo",
+    epochs: float = 1.0,
+    batch: AtLeastOne = 16,
+    lr: float = 5e-5,
+    sft: DataRef | None = None,
+    sft_weight: float = 1.0,
+    sft_batch: AtLeastOne = 8,
+    lora: Lora = Lora(),  # noqa: B008 - frozen
+    max_length: int = 1024,
+    micro_tokens: int = 2048,
+    **options: Any,
+) -> Result:
+    """Learn from preferences directly (DPO: Rafailov et al., 2023, and its relatives).
+
+    ``method`` is a file of ``losses/preference``, and its options stand beside the stage's own. ``batch`` prompts a
+    step, each counting the same; where thumbs are learned from, each answer. The reference is the model that training
+    starts from; what it thinks of the data is computed once. ``sft`` mixes next-token learning on other texts into
+    every update, ``sft_batch`` of them, weighted by ``sft_weight``.
+    """
+    if sft is None and (sft_weight, sft_batch) != (1.0, 8):
+        raise ConfigError(f"stages.{run.name}: sft_weight and sft_batch would change nothing: there is no sft")
+    objective = Objective(PREFERENCE_LOSSES[method], options)
+    trunk, start = Trunk.open(init, dtype=run.dtype)
+    items = _load(objective, data, trunk, start, max_length, micro_tokens, run)
+    tests = [] if heldout is None else _load(objective, heldout, trunk, start, max_length, micro_tokens, run)
+    texts: list[TokenGroup] = []
+    if sft is not None:
+        groups = [best_only(group) for group in read_groups(sft.source).groups]
+        _, texts = encode(groups, trunk.chat, max_length=max_length, run=run, what="texts to mix in")
+    trunk.derive_adapter("preference", start, lora, seed=derive(run.seed, "lora"))
+    policy = Role(trunk, "preference")
+    task = Preference(
+        policy, Role(trunk, start), objective, items, batch=batch, micro_tokens=micro_tokens, seed=run.seed,
+        texts=Texts(trunk, "preference", texts, batch=sft_batch, micro_tokens=micro_tokens,
+                    seed=derive(run.seed, "sft"), weight=sft_weight, metric="sft/loss") if texts else None,
+    )  # fmt: skip
+    _check_start(task)
+    before = _probe(policy, items, micro_tokens)
+    fit(
+        run, task, Optimiser([ParameterGroup(name="preference", parameters=policy.parameters(), lr=lr)]),
+        Pace(steps=num_steps(len(items), batch, epochs)), show=("train/loss", "train/accuracy"),
+    )  # fmt: skip
+    after = _probe(policy, items, micro_tokens)
+    _warn(run, before, after)
+    trunk.save_adapter("preference", run.folder)
+    return Result(
+        base=init.base,
+        metrics={
+            "data/prompts": float(len(items)),
+            "data/items": float(sum(item.size for item in items)),
+            **{f"{name}_before": value for name, value in before.items()},
+            **{f"{name}_after": value for name, value in after.items()},
+            **_heldout(task, tests),
+        },
+    )
+
+
+def _load(
+    objective: Objective, data: DataRef, trunk: Trunk, start: str | None, max_length: int, micro_tokens: int, run: Run
+) -> list[Item]:
+    """What the method can learn from a data set; Groups that say nothing to it are counted and said."""
+    found = read_groups(data.source).groups
+    if not any(group.verdicts for group in found):
+        raise DataError(f"{data.source}: no preferences in it: {WANTED[objective.kind]}")
+    groups, tokens = encode(found, trunk.chat, max_length=max_length, run=run, what="preferences")
+    made = [make_item(objective.kind, group, item) for group, item in zip(groups, tokens, strict=True)]
+    items = [item for item in made if item is not None]
+    if not items:
+        raise DataError(f"{data.source}: no preferences in it: {WANTED[objective.kind]}")
+    if len(items) < len(made):
+        run.note(f"{data.source}: {len(made) - len(items)} of {len(made)} groups left out: {WANTED[objective.kind]}")
+    if objective.needs_reference:
+        strangers = "baseline" in objective.columns
+        items = with_reference(items, run, trunk, start, micro_tokens=micro_tokens, strangers=strangers)
+    return items
+
+
+@torch.no_grad()
+def _check_start(task: Preference) -> None:
+    """The policy starts as the reference, so log-ratios are 0 (and DPO's first loss is ln 2)."""
+    if not task.objective.needs_reference:
+        return
+    micro = task.micros(task.items[:1], torch.zeros(()))[0].to(task.policy.trunk.device)
+    numbers = task.numbers(micro)
+    off = float(((numbers["logps"] - numbers["ref_logps"]) / numbers["tokens"]).abs().max())
+    half = task.policy.trunk.dtype in (torch.bfloat16, torch.float16)
+    invariant(
+        off < (0.1 if half else 1e-3),
+        f"step 0: policy and reference differ by {off:.3g} nats a token; they must be the same model",
+    )
+
+
+def _sides(item: Item) -> tuple[list[int], list[int]]:
+    """The answers that somebody preferred, and those that somebody put behind another."""
+    if item.scores:
+        top, low = max(item.scores), min(item.scores)
+        return [i for i, s in enumerate(item.scores) if s == top], [i for i, s in enumerate(item.scores) if s == low]
+    if item.liked:
+        return [i for i, up in item.liked if up], [i for i, up in item.liked if not up]
+    return [better for better, _, _ in item.pairs], [worse for _, worse, _ in item.pairs]
+
+
+def _probe(policy: Role, items: Sequence[Item], micro_tokens: int, limit: int = 24) -> dict[str, float]:
+    """Mean log-probability a token of chosen and of rejected answers, at a fixed stride over the data."""
+    sample = items[:: -(-len(items) // limit)]
+    found = answer_logps(policy.trunk, policy.adapter, [item.tokens for item in sample], micro_tokens=micro_tokens)
+    sums = {"chosen": [0.0, 0], "rejected": [0.0, 0]}
+    for item, logps in zip(sample, found, strict=True):
+        for name, side in zip(sums, _sides(item), strict=True):
+            sums[name][0] += sum(float(logps[i]) for i in side)
+            sums[name][1] += sum(len(item.tokens.answers[i]) for i in side)
+    return {f"{name}/logp": total / tokens for name, (total, tokens) in sums.items() if tokens}
+
+
+def _warn(run: Run, before: Mapping[str, float], after: Mapping[str, float], limit: float = 0.05) -> None:
+    """Say so when the chosen answers have become less likely: what is preferred is then something else."""
+    if "chosen/logp" not in before:
+        return
+    fell = before["chosen/logp"] - after["chosen/logp"]
+    if fell > limit:
+        run.note(
+            f"the chosen answers became less likely, from {before['chosen/logp']:.2f} to {after['chosen/logp']:.2f} "
+            f"nats a token: the model has moved to a third kind of answer; dpop, rpo or sft (with sft_weight) hold it"
+        )
+
+
+def _heldout(task: Preference, items: Sequence[Item]) -> dict[str, float]:
+    """How often the implicit reward puts the better of two held-out answers first, beside "the longer wins"."""
+    if not items:
+        return {}
+    found = answer_logps(
+        task.policy.trunk, task.policy.adapter, [item.tokens for item in items], micro_tokens=task.micro_tokens
+    )
+    right: list[float] = []
+    longer: list[float] = []
+    prompts: list[tuple[int, ...]] = []
+    for item, logps in zip(items, found, strict=True):
+        lengths = torch.tensor([float(len(answer)) for answer in item.tokens.answers])
+        reference = torch.zeros_like(logps) if item.ref_logps is None else item.ref_logps
+        rewards = task.objective.rewards({"logps": logps, "ref_logps": reference, "tokens": lengths.clamp_min(1)})
+        for better, worse in _ordered(item):
+            right.append(outcome(float(rewards[better]), float(rewards[worse])))
+            longer.append(outcome(float(lengths[better]), float(lengths[worse])))
+            prompts.append(item.tokens.prompt)
+    if not right:
+        return {}
+    share = win_rate(right, prompts=prompts)
+    return {
+        "heldout/accuracy": share.mean, "heldout/accuracy_lo": share.lo, "heldout/accuracy_hi": share.hi,
+        "heldout/prompts": float(share.n), "heldout/n": float(len(right)),
+        "heldout/longer_wins": sum(longer) / len(longer),
+    }  # fmt: skip
+
+
+def _ordered(item: Item) -> list[tuple[int, int]]:
+    """All (better, worse) that an item implies."""
+    if item.pairs:
+        return [(better, worse) for better, worse, _ in item.pairs]
+    marks = dict(item.liked) if item.liked else dict(enumerate(item.scores))
+    return [(i, j) for i in marks for j in marks if marks[i] > marks[j]]
