@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.artifacts import Store
+from trimtab.artifacts import ITSELF, Store, read_artifact
 
 KEY = "5" * 64
 PUBLISH = """
 import os, pathlib, shutil, signal, sys
-from trimtab.artifacts import Store
+from trimtab.artifacts import ITSELF, Store, read_artifact
 
 def watch(owner, name):
     whole = getattr(owner, name)
@@ -65,6 +65,25 @@ def test_killed_while_publishing_leaves_nothing_behind(tmp_path: Path, stop_befo
         assert publish(killed, "never") == 0
     assert listing(killed) == listing(whole)
     assert (killed / "sft" / "manifest.json").is_file()
+
+
+def test_whole_models_and_what_lies_on_them_move_with_the_run(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    whole = store.publish("whole", "1" * 64, {"stage": "sft", "base": ITSELF})
+    above = store.publish("above", "2" * 64, {"stage": "sft", "base": whole.base})
+    elsewhere = Store(tmp_path / "other").publish("above", "3" * 64, {"stage": "sft", "base": whole.base})
+    named = store.publish("named", "4" * 64, {"stage": "sft", "base": "tiny"})
+    none = store.publish("none", "5" * 64, {"stage": "evaluate", "base": None})
+    assert [artifact.whole for artifact in (whole, above, elsewhere, named, none)] == [True, *[False] * 4]
+    assert whole.base == above.base == elsewhere.base == str(tmp_path / "run/artifacts/whole-111111111111")
+    assert (named.base, none.base) == ("tiny", None)
+    assert whole.manifest["base"] == "artifact:."
+    assert above.manifest["base"] == "artifact:../whole-111111111111"
+    (tmp_path / "run").rename(tmp_path / "moved")
+    for name in ("whole", "above"):
+        artifact = read_artifact(tmp_path / "moved" / name)
+        assert artifact is not None
+        assert artifact.base == str(tmp_path / "moved/artifacts/whole-111111111111")
 
 
 def listing(root: Path) -> list[str]:

@@ -20,14 +20,15 @@ from typer.testing import CliRunner, Result
 import trimtab
 from trimtab.cli import app
 from trimtab.listing import meaning
+from trimtab.losses.reward._registry import REWARD_LOSSES
 from trimtab.records.read import read_groups
 from trimtab.records.types import Score
-from trimtab.registry import STAGES
+from trimtab.registry import PREFERENCE_LOSSES, STAGES
 
 TINY = ("model=tiny", "dtype=float32", "lora.rank=4", "epochs=0.1", "micro_tokens=4096")
 COMMANDS = (
-    (), ("run",), ("train",), ("generate",), ("chat",), ("score",), ("list",), ("show",), ("doctor",), ("data",),
-    ("data", "inspect"), ("data", "convert"),
+    (), ("run",), ("train",), ("bakeoff",), ("generate",), ("chat",), ("score",), ("list",), ("show",), ("doctor",),
+    ("data",), ("data", "inspect"), ("data", "convert"),
 )  # fmt: skip
 RECIPE = """
 model: tiny
@@ -119,7 +120,7 @@ def test_version() -> None:
 
 def test_list() -> None:
     everything = good("list")
-    for name in ("stages", "methods", "models", "formats"):
+    for name in ("stages", "methods", "losses", "models", "formats"):
         assert good("list", name) in everything
     assert refused("list", "stags") == "nothing to list under 'stags'; did you mean 'stages'?"
 
@@ -138,6 +139,30 @@ def test_list_stages_has_every_option_its_default_and_what_it_means() -> None:
     assert row("checkpoint_activations") == ["checkpoint_activations", "false"]
     assert row("answers")[2] == meaning("answers", inspect.getdoc(STAGES["policy"].function) or "") != ""
     assert "``" not in "".join(lines)
+
+
+def test_list_stages_says_where_the_options_of_a_method_stand() -> None:
+    text = good("list", "stages")
+    (after,) = re.findall(r"^preference: .*?^ and the options of its (.*?)$", text, re.MULTILINE | re.DOTALL)
+    assert after == "method (a preference loss): see 'trimtab list losses'"
+    assert text.count("and the options of its") == 1  # no other stage names its method that way
+
+
+def test_list_losses_has_every_loss_its_options_paper_and_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")  # nothing is folded
+    text = good("list", "losses")
+    preference, reward = text.split("reward losses (reward.loss)")
+    for part, folder in ((preference, PREFERENCE_LOSSES), (reward, REWARD_LOSSES)):
+        lines = [line.strip() for line in part.splitlines()]
+        assert len(folder) > 3
+        for name, entry in folder.items():
+            line = next(line for line in lines if line.startswith(f"{name} "))
+            for cell in (entry.summary, entry.paper, entry.confirmed):
+                assert cell
+                assert cell.replace("``", "") in line
+            for option, parameter in entry.options.items():
+                assert re.search(rf"(^| ){option}={str(parameter.default).lower()}( |$)", part, re.MULTILINE), option
+    assert "``" not in text
 
 
 def test_an_options_meaning_is_the_part_of_the_docstring_that_names_it() -> None:
@@ -186,6 +211,13 @@ def test_train_one_stage(work: Path) -> None:
     assert (work / "runs/alone/report.html").is_file()
 
 
+def test_train_with_the_options_of_a_method(work: Path) -> None:
+    settings = ("data=preferences.jsonl", "method=dpo", "beta=0.2", "name=pairs", *TINY, "lr=1e-3")
+    assert re.search(r"^preference: step (\d+) of \1  loss \d", good("train", "preference", *settings), re.MULTILINE)
+    config = json.loads((work / "runs/pairs/preference/manifest.json").read_text())["config"]
+    assert (config["method"], config["beta"], config["lora"]["rank"]) == ("dpo", 0.2, 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -201,6 +233,12 @@ def test_train_one_stage(work: Path) -> None:
         (("run", "small.yaml", "model=tin"), "no model 'tin'; did you mean 'tiny'?"),
         (("train", "stf", "data=x"), "no stage 'stf'; did you mean 'sft'?"),
         (("train", "sft", "dta=x"), "stage 'sft' has no option 'dta'; did you mean 'data'?"),
+        (("train", "preference", "data=x", "bta=1"), "stage 'preference' has no option 'bta'; did you mean 'beta'?"),
+        (("train", "preference", "data=x", "method=orpo", "beta=1"), "stage 'preference' has no option 'beta'; did yo"),
+        (
+            ("train", "preference", "data=x", "method=dpoo"),
+            "trimtab train preference.method: no preference loss 'dpoo'; did you mean 'dpo'?",
+        ),
         (("train", "sft", "data"), "'data' is not of the form key=value"),
         (("train", "sft", "model=tiny"), "trimtab train sft: stages.sft: option 'data' is missing"),
         (("train", "sft", "data=quickstart/demonstration"), "stages.sft.data: no quickstart data 'demonstration'"),
@@ -210,6 +248,20 @@ def test_settings_that_do_not_fit(arguments: Sequence[str], sentence: str, work:
     before = sorted((work / "runs").iterdir())
     assert sentence in refused(*arguments)
     assert sorted((work / "runs").iterdir()) == before  # nothing had begun
+
+
+def test_a_bakeoff_has_a_command_of_its_own(work: Path, tmp_path: Path) -> None:
+    path = tmp_path / "b.yaml"
+    contest = "bakeoff:\n  start: sft\n  methods: {dpo: {stage: preference, data: preferences.jsonl}}\n"
+    path.write_text(f"{RECIPE}{contest}  evaluate: {{prompts: demonstrations.jsonl}}\n")
+    assert refused("run", str(path)) == f"{path}: this recipe holds a bake-off: run it with 'trimtab bakeoff'"
+    assert refused("bakeoff", "small.yaml").startswith("small.yaml: no bake-off in it")
+    before = sorted((work / "runs").iterdir())
+    assert refused("bakeoff", str(path), "--table") == "runs/b/rows.jsonl: no rows of this bake-off yet"
+    assert refused("bakeoff", str(path), "--table", "--rows", "preferences.jsonl") == (
+        "preferences.jsonl, line 1: not a row of a bake-off"
+    )
+    assert sorted((work / "runs").iterdir()) == before
 
 
 def test_a_recipe_that_is_not_yaml(work: Path, tmp_path: Path) -> None:

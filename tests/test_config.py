@@ -22,11 +22,12 @@ from trimtab.config import (
     read_setting,
     read_yaml,
     references,
+    schema,
 )
 from trimtab.errors import ConfigError
 from trimtab.model.sampler import Sampling
 from trimtab.model.trunk import Lora
-from trimtab.registry import Entry
+from trimtab.registry import PREFERENCE_LOSSES, STAGES, Entry
 from trimtab.stages.policy import KL
 
 SFT = {"data": "quickstart/demonstrations"}
@@ -134,6 +135,49 @@ def test_references_are_found_wherever_they_stand() -> None:
     }  # fmt: skip
 
 
+# --- a method's options beside the stage's ----------------------------------------------------------------------------
+
+
+def test_a_methods_options_stand_beside_the_stages() -> None:
+    settings = check({"preference": {"data": "d", "beta": 0.2}}).stages["preference"].settings
+    assert (settings["method"], settings["beta"], settings["batch"]) == ("dpo", 0.2, 16)
+    other = check({"mine": {"stage": "preference", "data": "d", "method": "simpo"}}, "mine.gamma=2")
+    assert (other.stages["mine"].settings["beta"], other.stages["mine"].settings["gamma"]) == (2.0, 2.0)
+    assert "beta" not in check({"preference": {"data": "d", "method": "orpo"}}).stages["preference"].settings
+
+
+def test_a_schema_is_the_stages_options_then_the_methods() -> None:
+    stage = STAGES["preference"]
+    assert list(schema(stage, {})) == [*stage.options, "beta"]
+    hint, parameter = schema(stage, {"method": "kto"})["desirable_weight"]
+    assert (hint, parameter.default) == (float, 1.0)
+    assert list(schema(STAGES["sft"], {})) == list(STAGES["sft"].options)
+
+
+@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+def test_no_option_of_a_method_hides_one_of_the_stage(name: str) -> None:
+    assert not set(PREFERENCE_LOSSES[name].options) & set(STAGES["preference"].options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"method": "dpoo"}, "r.yaml: stages.preference.method: no preference loss 'dpoo'; did you mean 'dpo'?"),
+        ({"method": 3}, "r.yaml: stages.preference.method: no preference loss 3; known: cdpo, "),
+        ({"method": None}, "r.yaml: stages.preference.method: no preference loss None; "),
+        ({"bta": 1}, "r.yaml: stages.preference: no option 'bta'; did you mean 'beta'?"),
+        ({"gamma": 1}, "r.yaml: stages.preference: no option 'gamma'; "),  # simpo's, and this is dpo
+        ({"method": "orpo", "beta": 1}, "r.yaml: stages.preference: no option 'beta'; "),
+        ({"beta": "much"}, "r.yaml: stages.preference.beta='much': input should be a valid number"),
+        ({"beta": True}, "r.yaml: stages.preference.beta=true: input should be a number"),
+    ],
+)
+def test_methods_and_options_that_do_not_fit(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check({"preference": {"data": "d", **settings}})
+    assert said(error).startswith(sentence)
+
+
 # --- what is not ------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +236,8 @@ def test_stages_that_do_not_fit(stages: Any, sentence: str) -> None:
         ({"seed": True}, "r.yaml: seed=true: input should be a number"),
         ({"dtype": "bf16"}, "r.yaml: dtype='bf16': input should be 'auto', 'bfloat16' or 'float32'"),
         ({"output": 3}, "r.yaml: output=3: input should be a valid string"),
+        ({"bakeoff": {"start": "sft"}}, "r.yaml: this recipe holds a bake-off: run it with 'trimtab bakeoff'"),
+        ({"bakeoff": None}, "r.yaml: this recipe holds a bake-off"),
     ],
 )
 def test_top_keys_that_do_not_fit(top: dict[str, Any], sentence: str) -> None:

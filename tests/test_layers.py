@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "rewards data train",
         "stages report",
         "pipeline",
-        "listing console",
+        "bakeoff listing console",
         "cli",
         "__main__",
     )

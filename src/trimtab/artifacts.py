@@ -22,6 +22,8 @@ from trimtab import __version__
 from trimtab.errors import ConfigError
 
 MANIFEST = "manifest.json"
+BESIDE = "artifact:"  # a base that is an artifact itself, by its path from the folder of the one that names it
+ITSELF = f"{BESIDE}."  # the base of a whole model
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,16 @@ class Artifact:
 
     @property
     def base(self) -> str | None:
-        """The base model that its adapter sits on, if it is a model."""
+        """The base model to load, if it is a model: what its adapter sits on, or its own folder (``whole``)."""
         value = self.manifest.get("base")
-        return None if value is None else str(value)
+        if value is None or not str(value).startswith(BESIDE):
+            return None if value is None else str(value)
+        return str((self.folder / str(value).removeprefix(BESIDE)).resolve())
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole model, not an adapter on another."""
+        return self.manifest.get("base") == ITSELF
 
 
 def digest_of(value: object) -> str:
@@ -96,10 +105,15 @@ class Store:
         return folder
 
     def publish(self, name: str, key: str, manifest: Mapping[str, Any]) -> Artifact:
-        """Write the manifest and move the work folder into place."""
+        """Write the manifest and move the work folder into place.
+
+        A base that is another artifact of this run is named by its place beside this one, so that the run can move.
+        """
         work = self.work(name, key)
-        write_json(work / MANIFEST, {**manifest, "name": name, "key": key})
         final = self.root / "artifacts" / self._slot(name, key)
+        if (base := manifest.get("base")) and Path(base).parent == final.parent.resolve():
+            manifest = {**manifest, "base": f"{BESIDE}../{Path(base).name}"}
+        write_json(work / MANIFEST, {**manifest, "name": name, "key": key})
         final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)

@@ -70,22 +70,52 @@ def train(
     stage: Annotated[str, typer.Argument(help="A stage: see 'trimtab list stages'.")], settings: Settings = None
 ) -> None:
     """Run one stage without a recipe. The result lands in runs/STAGE (name=... to change)."""
-    from trimtab.config import Recipe, check_recipe, read_setting
+    from trimtab.config import Recipe, check_recipe, read_setting, schema
     from trimtab.registry import STAGES
 
-    entry = STAGES[stage]
+    options = schema(STAGES[stage], dict(map(read_setting, settings or [])), f"trimtab train {stage}")
     top = {field.name for field in dataclasses.fields(Recipe)} - {"stages"}
     raw: dict[str, Any] = {"name": stage, "stages": {stage: {}}}
     overrides: list[str] = []
     for setting in settings or []:
         key, value = read_setting(setting)
-        if key.split(".")[0] in entry.options:
+        if key.split(".")[0] in options:
             overrides.append(f"{stage}.{setting}")
         elif key in top:
             raw[key] = value
         else:
-            raise ConfigError(f"stage {stage!r} has no option {key!r}{did_you_mean(key, [*entry.options, *top])}")
+            raise ConfigError(f"stage {stage!r} has no option {key!r}{did_you_mean(key, [*options, *top])}")
     _run(check_recipe(raw, f"trimtab train {stage}", overrides, name=stage))
+
+
+@app.command(epilog="Example: trimtab bakeoff recipes/bakeoff_preferences.yaml bakeoff.seeds=[0] --rows mine.jsonl")
+def bakeoff(
+    recipe: Annotated[str, typer.Argument(help="A recipe with the key 'bakeoff', or the name of one.")],
+    settings: Settings = None,
+    rows: Annotated[Path | None, typer.Option(help="Where finished rows are kept (runs/NAME/rows.jsonl).")] = None,
+    table: Annotated[bool, typer.Option("--table", help="Run nothing: only the table of what is there.")] = False,
+) -> None:
+    """Train several methods from one start with several seeds, and compare them; what is done is not done again."""
+    from trimtab.bakeoff import load_bakeoff, read_rows, rows_of, run_bakeoff
+    from trimtab.config import find_recipe
+    from trimtab.report.bakeoff import draw, markdown, matrix, over_start, overview, verdict
+
+    plan = load_bakeoff(find_recipe(recipe), settings or [])
+    folder, start = plan.output / plan.name, plan.contest.start
+    path = rows or folder / "rows.jsonl"
+    for row in [] if table else run_bakeoff(plan, path):
+        out.print(words(f"{row['method']}, seed {row['seed']}: {row['seconds'] / 60:.1f} minutes", style="bold"))
+    mine = rows_of(plan, read_rows(path))
+    if not mine:
+        raise DataError(f"{path}: no rows of this bake-off yet")
+    text = "\n\n".join([markdown(overview(mine, start)), markdown(matrix(mine)), verdict(mine, start)])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bakeoff.md").write_text(text + "\n", encoding="utf-8")
+    out.print(words(text))
+    out.print(Text("table    ", style="bold") + words(str(folder / "bakeoff.md")))
+    if over_start(mine, start):
+        draw(mine, start, folder / "bakeoff.svg")
+        out.print(Text("picture  ", style="bold") + words(str(folder / "bakeoff.svg")))
 
 
 def _run(recipe: Recipe) -> None:
@@ -332,8 +362,10 @@ def convert(
 
 
 @app.command(name="list", epilog="Example: trimtab list stages")
-def list_(what: Annotated[str | None, typer.Argument(help="stages, methods, models or formats.")] = None) -> None:
-    """List what there is: stages with their options, methods, bundled models, data formats."""
+def list_(
+    what: Annotated[str | None, typer.Argument(help="stages, methods, losses, models or formats.")] = None,
+) -> None:
+    """List what there is: stages with their options, methods, losses, bundled models, data formats."""
     from trimtab.listing import LISTINGS
 
     if what is not None and what not in LISTINGS:

@@ -133,6 +133,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises ConfigError with the place (``recipes/x.yaml: stages.sft``), what is wrong, and what was probably meant.
     """
+    return check_recipe(read_recipe(path), str(path), overrides, name=path.stem)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe's file as it stands, unchecked."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -140,12 +145,29 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     raw = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with the key 'stages'")
-    return check_recipe(raw, str(path), overrides, name=path.stem)
+    return raw
 
 
 def check_recipe(raw: Mapping[str, Any], where: str, overrides: Sequence[str] = (), *, name: str = "run") -> Recipe:
     """Check a recipe that is already parsed."""
-    tree: dict[str, Any] = {"name": name, **copy.deepcopy(dict(raw))}
+    if "bakeoff" in raw:
+        raise ConfigError(f"{where}: this recipe holds a bake-off: run it with 'trimtab bakeoff'")
+    tree = override_recipe({"name": name, **raw}, where, overrides)
+    hints = typing.get_type_hints(Recipe)
+    for key in tree:
+        if key not in hints:
+            raise ConfigError(f"{where}: no key {key!r}{did_you_mean(str(key), hints)}")
+    top = {k: v for k, v in tree.items() if k != "stages"}
+    settings = _validate({k: (hints[k], ...) for k in top}, top, f"{where}: ")
+    checked = {k: check_stage(k, v, f"{where}: stages.{k}") for k, v in tree["stages"].items()}
+    for k, config in checked.items():
+        _check_order(config, list(checked), f"{where}: stages.{k}")
+    return Recipe(**settings, stages=checked)
+
+
+def override_recipe(raw: Mapping[str, Any], where: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of a parsed recipe with overrides applied; every stage is a mapping, nothing else is checked."""
+    tree: dict[str, Any] = copy.deepcopy(dict(raw))
     stages = tree.get("stages")
     if not isinstance(stages, dict) or not stages:
         raise ConfigError(f"{where}: 'stages' is missing or empty")
@@ -155,16 +177,7 @@ def check_recipe(raw: Mapping[str, Any], where: str, overrides: Sequence[str] = 
     tree["stages"] = {str(key): settings or {} for key, settings in stages.items()}
     for override in overrides:
         _apply(tree, override)
-    hints = typing.get_type_hints(Recipe)
-    for key in tree:
-        if key not in hints:
-            raise ConfigError(f"{where}: no key {key!r}{did_you_mean(str(key), hints)}")
-    top = {k: v for k, v in tree.items() if k != "stages"}
-    settings = _validate({k: (hints[k], ...) for k in top}, top, f"{where}: ")
-    checked = {k: _check_stage(k, v, f"{where}: stages.{k}") for k, v in tree["stages"].items()}
-    for k, config in checked.items():
-        _check_order(config, list(checked), f"{where}: stages.{k}")
-    return Recipe(**settings, stages=checked)
+    return tree
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -183,7 +196,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if parts[0] not in stages:
         meant = did_you_mean(parts[0], stages)
         raise ConfigError(f"override {override!r}: no stage {parts[0]!r} in this recipe{meant}")
-    node = stages
+    put(stages, parts, value, override)
+
+
+def put(node: dict[str, Any], parts: Sequence[str], value: Any, override: str) -> None:
+    """Put a value into nested mappings under ``parts``, making those that are not there."""
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
@@ -191,7 +208,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[parts[-1]] = value
 
 
-def _check_stage(name: str, raw: Mapping[str, Any], where: str) -> StageConfig:
+def check_stage(name: str, raw: Mapping[str, Any], where: str) -> StageConfig:
+    """Check one stage's settings, those of its method among them, and fill in defaults."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "base":
         raise ConfigError(f"{where}: a stage's name is made of letters, digits, '_' and '-', and is not 'base'")
     settings = dict(raw)

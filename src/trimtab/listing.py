@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,11 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.config import ModelRef, as_word
+from trimtab.losses.reward._registry import REWARD_LOSSES
 from trimtab.model.bundled import BUNDLED
 from trimtab.model.hardware import Hardware
 from trimtab.records.formats import FORMATS
 from trimtab.records.writers import WRITERS
-from trimtab.registry import ADVANTAGES, POLICY_LOSSES, PREFERENCE_LOSSES, STAGES, Folder
+from trimtab.registry import ADVANTAGES, POLICY_LOSSES, PREFERENCE_LOSSES, STAGES, Entry, Folder
 from trimtab.stages._methods import METHODS
 
 
@@ -75,8 +77,16 @@ def stages() -> RenderableType:
         table = _table(f"{entry.name}: {entry.summary.replace('``', '')}", "option", "default", "what")
         for option in options(entry.function):
             _row(table, *option)
-        parts += [table, Text()]
+        parts += [table, *_beside(entry), Text()]
     return Lines(*parts[:-1])
+
+
+def _beside(entry: Entry) -> Iterator[Text]:
+    """Say of each option that names a method whose options stand beside the stage's own (see ``config.schema``)."""
+    for name, hint in typing.get_type_hints(entry.function, include_extras=True).items():
+        for folder in getattr(hint, "__metadata__", ()):
+            if isinstance(folder, Folder):
+                yield Text(f" and the options of its {name} (a {folder.what}): see 'trimtab list losses'", style="dim")
 
 
 def methods() -> RenderableType:
@@ -85,15 +95,27 @@ def methods() -> RenderableType:
     for name, row in METHODS.items():
         _row(table, name, row.advantage, row.loss, row.aggregation, row.summary, row.paper)
     parts: list[RenderableType] = [table]
-    folders: Mapping[str, Folder] = {
-        "advantages": ADVANTAGES, "policy losses": POLICY_LOSSES, "preference losses": PREFERENCE_LOSSES,
-    }  # fmt: skip
+    for title, folder in {"advantages": ADVANTAGES, "policy losses": POLICY_LOSSES}.items():
+        rows = _table(title, "name", "what")
+        for entry in folder.values():
+            _row(rows, entry.name, entry.summary)
+        parts.append(rows)
+    return Lines(*parts)
+
+
+def losses() -> RenderableType:
+    """Every preference and reward loss: its options with their defaults, its paper, and what confirmed it."""
+    parts: list[RenderableType] = []
+    folders = {"preference losses (preference.method)": PREFERENCE_LOSSES, "reward losses (reward.loss)": REWARD_LOSSES}
     for title, folder in folders.items():
-        if len(folder):
-            rows = _table(title, "name", "what")
-            for entry in folder.values():
-                _row(rows, entry.name, entry.summary)
-            parts.append(rows)
+        table = _table(title, "name", "what", "options", "paper", "confirmed by")
+        for entry in folder.values():
+            told = "\n".join(f"{name}={default}" for name, default, _ in options(entry.function))
+            _row(
+                table,
+                *(cell.replace("``", "") for cell in (entry.name, entry.summary, told, entry.paper, entry.confirmed)),
+            )
+        parts.append(table)
     return Lines(*parts)
 
 
@@ -151,6 +173,7 @@ def hardware_table(found: Hardware) -> Table:
 LISTINGS: Mapping[str, Callable[[], RenderableType]] = {
     "stages": stages,
     "methods": methods,
+    "losses": losses,
     "models": models,
     "formats": formats,
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.artifacts import Artifact, Store, digest_of, read_artifact, revision, write_json
-from trimtab.config import DataRef, ModelRef, Recipe, StageConfig, references
+from trimtab.config import DataRef, ModelRef, Recipe, StageConfig, references, schema
 from trimtab.errors import ConfigError, DataError, did_you_mean
 from trimtab.model.hardware import hardware, pin_threads
 from trimtab.model.source import resolve
@@ -96,12 +96,12 @@ def _run(recipe: Recipe, store: Store, reporter: Reporter) -> Path:
 
 def _run_stage(recipe: Recipe, config: StageConfig, store: Store, done: Mapping[str, Done], reporter: Reporter) -> Done:
     entry = STAGES[config.stage]
-    hints = typing.get_type_hints(entry.function)
+    known = schema(entry, config.settings)
     arguments: dict[str, Any] = {}
     inputs: dict[str, str] = {}
     for name, value in config.settings.items():
         where = f"stages.{config.name}.{name}"
-        arguments[name] = _resolve(hints[name], value, recipe, done, inputs, where)
+        arguments[name] = _resolve(known[name][0], value, recipe, done, inputs, where)
     key = digest_of(
         {
             "format": FORMAT,

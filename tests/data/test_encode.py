@@ -60,6 +60,15 @@ def test_the_longest_answer_counts_to_the_token(chat: Chat, run: Run) -> None:
     ]
 
 
+def test_stop_names_the_first_that_is_too_long(chat: Chat, run: Run) -> None:
+    groups = [group("short", 5, 4), group("long", 5, 1, 5)]
+    with pytest.raises(DataError) as caught:
+        encode(groups, chat, max_length=5 + FRAME + 4 + END, run=run, what="preferences", bad="stop")
+    assert str(caught.value) == (
+        "group 'long' of the preferences: 30 tokens, and max_length=29 (bad: skip goes on without it)"
+    )
+
+
 def test_nothing_left_is_an_error(chat: Chat, run: Run) -> None:
     with pytest.raises(DataError, match="no prompts left to train on: all 2 are longer than max_length=10 tokens"):
         encode([group("a", 1), group("b", 1)], chat, max_length=10, run=run, what="prompts")

@@ -32,7 +32,7 @@ def test_values_and_gradients(monkeypatch: pytest.MonkeyPatch, temperature: floa
     for function in (plain, None):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         if function is None:
-            logps, entropy = target_logps(Head(weight=w, precise=w), h, target, temperature=temperature)
+            logps, entropy = target_logps(Head(weight=w), h, target, temperature=temperature)
         else:
             logps, entropy = function(h, w, target, temperature)
         scale = torch.linspace(-1, 2, N, dtype=torch.float64)
@@ -46,16 +46,16 @@ def test_one_hot_logits_give_zero_at_the_right_token() -> None:
     weight = torch.eye(V, dtype=torch.float64) * 50
     target = torch.arange(N) % V
     hidden = torch.eye(V, dtype=torch.float64)[target]
-    logps, entropy = target_logps(Head(weight=weight, precise=weight), hidden, target)
+    logps, entropy = target_logps(Head(weight=weight), hidden, target)
     assert logps.abs().max() < 1e-12
     assert entropy.abs().max() < 1e-10
-    wrong, _ = target_logps(Head(weight=weight, precise=weight), hidden, (target + 1) % V)
+    wrong, _ = target_logps(Head(weight=weight), hidden, (target + 1) % V)
     assert wrong.max() == pytest.approx(-50)
 
 
 def test_half_precision_heads_work_in_float32() -> None:
     hidden, weight, target = make(dtype=torch.bfloat16)
-    head = Head(weight=weight, precise=weight.float())
+    head = Head(weight=weight)
     logps, _ = target_logps(head, hidden * 8, target)
     exact, _ = plain((hidden * 8).double(), weight.double(), target, 1.0)
     assert logps.dtype == torch.float32
@@ -65,14 +65,14 @@ def test_half_precision_heads_work_in_float32() -> None:
 def test_bias_and_softcap() -> None:
     hidden, weight, target = make()
     bias = torch.randn(V, dtype=torch.float64)
-    logps, _ = target_logps(Head(weight=weight, precise=weight, bias=bias, softcap=3.0), hidden, target)
+    logps, _ = target_logps(Head(weight=weight, bias=bias, softcap=3.0), hidden, target)
     expected = torch.log_softmax(3 * torch.tanh((hidden @ weight.T + bias) / 3), -1).gather(-1, target[:, None])[:, 0]
     torch.testing.assert_close(logps, expected)
 
 
 def test_no_targets() -> None:
     hidden, weight, target = make()
-    logps, entropy = target_logps(Head(weight=weight, precise=weight), hidden[:0].requires_grad_(), target[:0])
+    logps, entropy = target_logps(Head(weight=weight), hidden[:0].requires_grad_(), target[:0])
     assert logps.shape == entropy.shape == (0,)
     logps.sum().backward()
 
@@ -80,7 +80,45 @@ def test_no_targets() -> None:
 def test_full_kl_against_the_definition() -> None:
     hidden, weight, _ = make()
     other = torch.randn_like(hidden)
-    head = Head(weight=weight, precise=weight)
+    head = Head(weight=weight)
     p, q = torch.log_softmax(hidden @ weight.T, -1), torch.log_softmax(other @ weight.T, -1)
     torch.testing.assert_close(full_kl(head, hidden, other), (p.exp() * (p - q)).sum(-1))
     assert full_kl(head, hidden, hidden).abs().max() == 0
+
+
+def test_the_precise_copy_is_made_once_and_anew_after_a_change() -> None:
+    weight = torch.nn.Parameter(make(dtype=torch.bfloat16)[1])
+    head = Head(weight=weight)
+    first = head.precise
+    assert first.dtype == torch.float32
+    assert not first.requires_grad
+    assert head.precise is first
+    with torch.no_grad():
+        torch._foreach_copy_([weight], [weight.detach() * 2])  # as the optimiser does
+    assert torch.equal(head.precise, 2 * first)
+    weight.data = weight.data * 2  # as merging does
+    assert torch.equal(head.precise, 4 * first)
+    weight.data = weight.data / 4
+    with torch.inference_mode():
+        inside = head.precise
+    assert torch.equal(inside, first)
+    hidden = torch.ones(N, H, requires_grad=True)  # a copy made by the sampler must do for training too
+    torch.nn.functional.linear(hidden, inside).sum().backward()
+    exact = make()[1]
+    assert Head(weight=exact).precise.data_ptr() == exact.data_ptr()
+
+
+def test_a_trained_head_learns_by_every_path() -> None:
+    hidden, weight, target = make()
+    rows = torch.arange(N)
+    grads = []
+    for path in ("fused", "plain", "full"):
+        head = Head(weight=weight.clone().requires_grad_(), softcap=1e9 if path == "plain" else None)
+        if path == "full":
+            ((_, table),) = forward.full_log_softmax(head, hidden)
+            table[rows, target].sum().backward()
+        else:
+            target_logps(head, hidden, target)[0].sum().backward()
+        grads.append(head.weight.grad)
+    for grad in grads[1:]:
+        torch.testing.assert_close(grad, grads[0])

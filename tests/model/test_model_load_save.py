@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trimtab.errors import ModelError
+from trimtab.errors import ConfigError, ModelError
 from trimtab.model.hardware import has_fast_bf16
-from trimtab.model.load import load, load_encoder, resolve_dtype
+from trimtab.model.load import check_four_bits, four_bits, load, load_encoder, resolve_dtype
 from trimtab.model.save import save_full, save_tokenizer
 
 IDS = torch.tensor([[256, 72, 105, 257]])
@@ -60,6 +60,35 @@ def test_dtypes(tiny_cache: Path) -> None:
         assert {parameter.dtype for parameter in load("tiny", dtype=name).model.parameters()} == {dtype}
     with pytest.raises(ModelError, match=r"^no dtype 'bfloat'; did you mean 'bfloat16'\?$"):
         load("tiny", dtype="bfloat")
+
+
+def test_weights_in_four_bits_are_refused_where_they_cannot_be_had() -> None:
+    check_four_bits(bitsandbytes=True, cuda=True)
+    for there, sentence in (
+        ({"bitsandbytes": False, "cuda": True}, "the package bitsandbytes is not installed"),
+        ({"bitsandbytes": True, "cuda": False}, "there is no CUDA device"),
+        (
+            {"bitsandbytes": False, "cuda": False},
+            "the package bitsandbytes is not installed and there is no CUDA device",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"^dtype: weights in 4 bits cannot be had here: {sentence}$"):
+            check_four_bits(**there)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_four_bits_are_refused_before_anything_is_fetched() -> None:
+    with pytest.raises(ConfigError, match=r"weights in 4 bits cannot be had here: .*there is no CUDA device$"):
+        load("nobody/nothing", dtype="4bit")
+
+
+def test_four_bits_are_nf4_with_scales_quantised_once_more() -> None:
+    config = four_bits(torch.bfloat16)
+    assert config.quantization_method() == "nf4"
+    assert config.load_in_4bit
+    assert config.bnb_4bit_use_double_quant
+    assert config.bnb_4bit_compute_dtype is torch.bfloat16
+    assert resolve_dtype("4bit") is resolve_dtype("auto")
 
 
 def test_what_is_saved_loads_with_plain_transformers_to_equal_logits(tiny_cache: Path, tmp_path: Path) -> None:

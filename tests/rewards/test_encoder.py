@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from trimtab.errors import ModelError
-from trimtab.rewards.encoder import encoder
+from trimtab.rewards.encoder import Encode, encoder, remembered
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
 WINDOW = 8
@@ -99,3 +100,52 @@ def test_empty_texts_and_no_texts(folder: Path) -> None:
 def test_a_window_that_holds_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="its window of 2 tokens holds no text"):
         encoder(bert(tmp_path, window=2))
+
+
+# --- remembered -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A cache of its own, and what ``lengths`` was asked."""
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    return []
+
+
+def lengths(asked: list[list[str]], scale: float = 1.0) -> Encode:
+    """An encoder that takes down what it is asked: each text's length, and its place."""
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        asked.append(list(texts))
+        return np.array([[scale * len(text), i] for i, text in enumerate(texts)], dtype=np.float64).reshape(-1, 2)
+
+    return encode
+
+
+def test_the_second_call_reads(asked: list[list[str]]) -> None:
+    encode = remembered(lengths(asked), "weights")
+    first = encode(["a", "bb"])
+    assert first.tolist() == [[1, 0], [2, 1]]
+    assert first.dtype == np.float64
+    assert np.array_equal(encode(("a", "bb")), first)
+    assert np.array_equal(remembered(lengths(asked, scale=9), "weights")(["a", "bb"]), first)  # by another process, say
+    assert asked == [["a", "bb"]]
+
+
+def test_other_texts_or_weights_are_computed_anew(asked: list[list[str]]) -> None:
+    encode = remembered(lengths(asked), "weights")
+    encode(["a", "bb"])
+    assert remembered(lengths(asked, scale=9), "others")(["a", "bb"]).tolist() == [[9, 0], [18, 1]]
+    assert encode(["bb", "a"]).tolist() == [[2, 0], [1, 1]]
+    assert encode(["abb"]).tolist() == [[3, 0]]
+    assert encode([]).shape == (0, 2)
+    assert asked == [["a", "bb"], ["a", "bb"], ["bb", "a"], ["abb"], []]
+
+
+def test_what_was_lost_is_computed_again(asked: list[list[str]], tmp_path: Path) -> None:
+    encode = remembered(lengths(asked), "weights")
+    first = encode(["a"])
+    (file,) = tmp_path.rglob("vectors.npy")
+    file.write_bytes(file.read_bytes()[:-3])
+    assert np.array_equal(encode(["a"]), first)
+    assert len(asked) == 2

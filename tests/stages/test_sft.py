@@ -5,14 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_stages as tiny
-from trimtab.errors import DataError, InvariantError
+from trimtab.artifacts import ITSELF, Artifact
+from trimtab.config import ModelRef
+from trimtab.errors import ConfigError, DataError, InvariantError
 from trimtab.model.trunk import Trunk
+from trimtab.model.tuning import Lora
 from trimtab.stages.sft import _Task, sft
 from trimtab.tensors.tree import TokenGroup
+from trimtab.train.run import Row, Silent
 
 TALK = [
     {"role": "system", "content": "Be short."},
@@ -155,3 +160,99 @@ def test_only_answers_that_lost_to_none_are_learned_from(tmp_path: Path, tiny_mo
     for data, name in ((both, "both"), (good, "good")):
         sft(tiny.make_run(tmp_path / name, "sft"), data=data, init=tiny.base(tiny_model), epochs=2, lora=tiny.LORA)
     assert tiny.same_weights(tmp_path / "both", tmp_path / "good")
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+class Dies(Silent):
+    """Stops the run when so many steps are done, before their checkpoint is written."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def advance(self, done: int, values: Row) -> None:
+        if done == self.at:
+            raise Killed
+
+
+def whole(folder: Path) -> ModelRef:
+    """A whole model that an earlier stage left."""
+    artifact = Artifact(folder, {"name": "whole", "stage": "sft", "key": "1" * 64, "base": ITSELF})
+    assert artifact.base is not None
+    return ModelRef("whole", artifact.base, artifact)
+
+
+def test_full_fine_tuning_leaves_a_model_that_plain_transformers_loads(tmp_path: Path, tiny_model: Path) -> None:
+    talks = [TALK, TALK[1:3]]
+    data = tiny.write_rows(tmp_path / "talks.jsonl", [{"messages": talk} for talk in talks])
+    run = tiny.make_run(tmp_path / "full", "sft")
+    result = sft(run, data=data, init=tiny.base(tiny_model), epochs=8, batch=2, lr=5e-3, tune="full")
+    assert result.base == ITSELF
+    assert result.metrics["train/loss_before"] == pytest.approx(by_hand(tiny_model, talks)[0], abs=1e-5)
+    assert result.metrics["train/loss_after"] == pytest.approx(by_hand(tmp_path / "full", talks)[0], abs=1e-5)
+    assert result.metrics["train/loss_after"] < result.metrics["train/loss_before"] - 0.5
+    before, after = load_file(tiny_model / "model.safetensors"), load_file(tmp_path / "full" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert not [name for name in before if torch.equal(before[name], after[name])]
+    assert not (tmp_path / "full" / "adapter_config.json").exists()
+    assert run.notes == ["lr 0.005 is an adapter's rate; all weights are usually trained at 5e-05 or less"]
+    assert {name.split("/")[0] for name in tiny.metrics(tmp_path / "full")[0]} == {"step", "train"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_killed_and_started_again_it_ends_with_the_same_bits(
+    tmp_path: Path, tiny_model: Path, tune: str, dtype: str
+) -> None:
+    data = tiny.demonstrations(tmp_path)
+    options = {"data": data, "init": tiny.base(tiny_model), "epochs": 2, "batch": 3, "lr": 1e-3, "tune": tune}
+    if tune == "lora":
+        options["lora"] = Lora(rank=4, alpha=8, rslora=True, targets=("q_proj", "up_proj"), plus=16, layer_decay=0.5)
+    settings = {"dtype": dtype, "checkpoint_seconds": 0}
+    sft(tiny.make_run(tmp_path / "whole", "sft", **settings), **options)  # type: ignore[arg-type]
+    with pytest.raises(Killed):
+        sft(tiny.make_run(tmp_path / "killed", "sft", **settings, reporter=Dies(3)), **options)  # type: ignore[arg-type]
+    again = tiny.make_run(tmp_path / "killed", "sft", **settings)
+    sft(again, **options)  # type: ignore[arg-type]
+    assert "resumed after step 2 of 4" in again.notes
+    assert tiny.same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert tiny.metrics(tmp_path / "whole") == tiny.metrics(tmp_path / "killed")
+
+
+def test_full_fine_tuning_goes_on_from_an_adapter_and_carries_another(tmp_path: Path, tiny_model: Path) -> None:
+    data = tiny.demonstrations(tmp_path)
+    same = {"data": data, "epochs": 2, "batch": 3}
+    first = sft(
+        tiny.make_run(tmp_path / "a", "sft"), init=tiny.base(tiny_model), lr=5e-3, lora=tiny.LORA, **same  # type: ignore[arg-type]
+    )  # fmt: skip
+    adapter = tiny.finished(tmp_path / "a", "sft", "sft", str(tiny_model))
+    second = sft(tiny.make_run(tmp_path / "b", "sft"), init=adapter, lr=1e-3, tune="full", **same)  # type: ignore[arg-type]
+    assert second.metrics["train/loss_before"] == pytest.approx(first.metrics["train/loss_after"], rel=1e-5)
+    assert second.base == ITSELF
+    third = sft(
+        tiny.make_run(tmp_path / "c", "sft"), init=whole(tmp_path / "b"), lr=5e-3, lora=tiny.LORA, **same  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert third.metrics["train/loss_before"] == pytest.approx(second.metrics["train/loss_after"], rel=1e-6)
+    assert third.metrics["train/loss_after"] < third.metrics["train/loss_before"]
+    assert third.base == str(tmp_path / "b")
+    assert (tmp_path / "c" / "adapter_config.json").exists()
+    fourth = sft(tiny.make_run(tmp_path / "d", "sft"), init=whole(tmp_path / "b"), lr=1e-3, tune="full", **same)  # type: ignore[arg-type]
+    assert fourth.metrics["train/loss_before"] == third.metrics["train/loss_before"]
+
+
+def test_full_fine_tuning_refuses_settings_of_an_adapter(tmp_path: Path, tiny_model: Path) -> None:
+    data = tiny.demonstrations(tmp_path)
+    with pytest.raises(ConfigError, match="lora would change nothing"):
+        sft(tiny.make_run(tmp_path, "sft"), data=data, init=tiny.base(tiny_model), tune="full", lora=tiny.LORA)
+
+
+def test_full_fine_tuning_with_activation_checkpointing_is_the_same(tmp_path: Path, tiny_model: Path) -> None:
+    data = tiny.demonstrations(tmp_path)
+    for on in (False, True):
+        sft(
+            tiny.make_run(tmp_path / str(on), "sft"), data=data, init=tiny.base(tiny_model), epochs=1, batch=3, lr=1e-3,
+            tune="full", checkpoint_activations=on,
+        )  # fmt: skip
+    tiny.same_curves(tmp_path / "False", tmp_path / "True", tolerance=1e-6)

@@ -147,6 +147,43 @@ def test_groups_are_clipped_apart() -> None:
     )
 
 
+def test_rates_by_hand() -> None:
+    # Adam's first step is the rate in every place, whatever the gradient: 0.1 * (1, 16, 1/2), halved by the schedule.
+    live = [nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in range(3)]
+    optimiser = Optimiser([ParameterGroup(name="w", parameters=live, lr=0.1, rates=[1.0, 16.0, 0.5])])
+    for parameter, gradient in zip(live, (3.0, 4.0, -12.0), strict=True):
+        parameter.grad = torch.tensor([gradient, 0.0], dtype=torch.float64)
+    optimiser.accumulate()
+    assert optimiser.step(0.5) == {"w": pytest.approx(13.0)}  # one norm over all of them
+    moved = [float(parameter.detach()[0]) for parameter in live]
+    assert moved == [pytest.approx(x, rel=1e-6) for x in (-0.05, -0.8, 0.025)]
+    state = optimiser.state()  # clipped by 13 together: the first moments are 0.1 g / 13
+    assert [float(state[f"w/{i}/exp_avg"][0]) for i in range(3)] == [
+        pytest.approx(0.1 * g / 13, rel=1e-6) for g in (3.0, 4.0, -12.0)
+    ]
+
+
+def test_a_rate_is_needed_for_every_parameter() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        Optimiser([ParameterGroup(name="w", parameters=parameters((2,), (3,)), lr=0.1, rates=[1.0])])
+
+
+@pytest.mark.parametrize("rates", [None, [1.0] * 3, [1.0, 0.25, 1.0]])
+def test_rates_of_one_change_no_bit_and_others_resume(rates: list[float] | None) -> None:
+    def fresh(own: list[float] | None) -> Optimiser:
+        live = parameters((3, 2), (4,), (5,), dtype=torch.float32)
+        return Optimiser([ParameterGroup(name="critic", parameters=live, lr=0.01, rates=own)], weight_decay=0.1)
+
+    plain, whole, first, second = fresh(None), fresh(rates), fresh(rates), fresh(rates)
+    train(plain, range(6))
+    train(whole, range(6))
+    assert same(plain.state(), whole.state()) == (rates is None or set(rates) == {1.0})
+    train(first, range(3))
+    second.load({name: tensor.clone() for name, tensor in first.state().items()})
+    train(second, range(3, 6))
+    assert same(second.state(), whole.state())
+
+
 def two_groups(dtype: torch.dtype = torch.float32) -> Optimiser:
     return Optimiser(
         [

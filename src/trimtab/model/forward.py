@@ -10,7 +10,7 @@ sampler-trainer gap that PPO's ratio sees.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,18 +34,34 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 class Head:
     """The language-model head: logits = softcap(hidden @ weight.T + bias).
 
-    ``weight`` (V, H) is the model's own; ``precise`` is its float32 copy when the model is in half precision and the
-    head is frozen (one copy a model, made once).
+    ``weight`` (V, H) is the model's own.
     """
 
     weight: Tensor
-    precise: Tensor
     bias: Tensor | None = None
     softcap: float | None = None
+    _copies: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def precise(self) -> Tensor:
+        """The weight (V, H) for logits, outside any graph: itself, or a float32 copy where it is in half precision.
+
+        The copy is made once, and anew after the weight has changed: after every update when the head is trained. (A
+        change through ``weight.data`` in place is the one that cannot be seen.)
+        """
+        if wide(self.weight.dtype) == self.weight.dtype:
+            return self.weight.detach()
+        now = (self.weight._version, self.weight.data_ptr())
+        if now not in self._copies:
+            self._copies.clear()
+            with torch.inference_mode(False), torch.no_grad():  # the sampler's copy must do for training too
+                self._copies[now] = self.weight.to(wide(self.weight.dtype))
+        return self._copies[now]
 
     def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """(n, H) -> (n, V), at least float32, divided by the temperature."""
-        precise = self.precise if not self.weight.requires_grad else self.weight.to(wide(self.weight.dtype))
+        learns = self.weight.requires_grad and torch.is_grad_enabled()
+        precise = self.weight.to(wide(self.weight.dtype)) if learns else self.precise
         bias = None if self.bias is None else self.bias.to(precise.dtype)
         out = F.linear(hidden.to(precise.dtype), precise, bias)
         if self.softcap is not None:
@@ -61,8 +77,7 @@ def head_of(model: nn.Module) -> Head:
     weight: Tensor = embeddings.weight  # type: ignore[assignment]
     bias: Tensor | None = getattr(embeddings, "bias", None)
     softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
-    precise = weight.detach().to(wide(weight.dtype))
-    return Head(weight=weight, precise=precise, bias=bias, softcap=softcap)
+    return Head(weight=weight, bias=bias, softcap=softcap)
 
 
 def decoder_of(model: nn.Module) -> nn.Module:

@@ -10,10 +10,11 @@ import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import ModelError, did_you_mean
+from trimtab.errors import ConfigError, ModelError, did_you_mean
 from trimtab.model.hardware import has_fast_bf16
 from trimtab.model.quiet import quiet
 from trimtab.model.source import Source, resolve
@@ -21,9 +22,10 @@ from trimtab.model.source import Source, resolve
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = ("auto", "bfloat16", "float32")
+FOUR_BITS = "4bit"
+DTYPES = ("auto", "bfloat16", "float32", FOUR_BITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +41,22 @@ def load(ref: Source | str | Path, *, dtype: str = "auto", attention: str = "sdp
     """Load a causal language model.
 
     ``dtype`` is "bfloat16", "float32" or "auto": bfloat16 where hardware computes it (see ``has_fast_bf16``), else
-    float32. ``attention`` is the name of an attention function that transformers knows or that was registered with it.
-    A tokenizer without a pad token pads with EOS: make masks from lengths, never from ids. Raises ModelError for
-    whatever cannot be loaded.
+    float32. "4bit" stores the linear layers' weights in 4 bits and computes as "auto" does: a frozen base for adapters
+    (QLoRA); it needs bitsandbytes and a CUDA device and has not been run yet. ``attention`` is the name of an attention
+    function that transformers knows or that was registered with it. A tokenizer without a pad token pads with EOS: make
+    masks from lengths, never from ids.
+
+    Errors: ModelError for whatever cannot be loaded, ConfigError for "4bit" where something that it needs is missing.
     """
+    import torch
     from transformers import AutoModelForCausalLM
 
+    if dtype == FOUR_BITS:
+        check_four_bits(bitsandbytes=find_spec("bitsandbytes") is not None, cuda=torch.cuda.is_available())
     source = ref if isinstance(ref, Source) else resolve(ref)
-    model = _model(AutoModelForCausalLM, source, resolve_dtype(dtype), attention)
+    computed = resolve_dtype(dtype)
+    storage = four_bits(computed) if dtype == FOUR_BITS else None
+    model = _model(AutoModelForCausalLM, source, computed, attention, storage)
     tokenizer = _tokenizer(source)
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -87,17 +97,40 @@ def load_encoder(ref: Source | str | Path = "minilm-l6-v2") -> Loaded:
 
 
 def resolve_dtype(dtype: str) -> torch.dtype:
-    """Return the torch dtype that a setting means on this machine; ModelError for an unknown setting."""
+    """Return the torch dtype that a setting computes in on this machine; ModelError for an unknown setting."""
     import torch
 
     if dtype not in DTYPES:
         raise ModelError(f"no dtype {dtype!r}{did_you_mean(dtype, DTYPES)}")
-    if dtype == "auto":
+    if dtype in ("auto", FOUR_BITS):
         return torch.bfloat16 if has_fast_bf16() else torch.float32
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
-def _model(auto: Any, source: Source, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def check_four_bits(*, bitsandbytes: bool, cuda: bool) -> None:
+    """Refuse weights in 4 bits, by ConfigError, where what they need is not there."""
+    missing = [] if bitsandbytes else ["the package bitsandbytes is not installed"]
+    missing += [] if cuda else ["there is no CUDA device"]
+    if missing:
+        raise ConfigError(f"dtype: weights in 4 bits cannot be had here: {' and '.join(missing)}")
+
+
+def four_bits(computed: torch.dtype) -> BitsAndBytesConfig:
+    """How QLoRA stores a frozen base (Dettmers et al., 2023, section 3): NF4, the scales quantised once more.
+
+    Weights are widened to ``computed`` for every product. The head and the embeddings stay whole. Not run yet: no
+    machine with CUDA has been at hand.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=computed
+    )
+
+
+def _model(
+    auto: Any, source: Source, dtype: torch.dtype, attention: str, storage: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
@@ -111,6 +144,7 @@ def _model(auto: Any, source: Source, dtype: torch.dtype, attention: str) -> Pre
                 dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,
+                **({} if storage is None else {"quantization_config": storage}),
                 trust_remote_code=False,
                 output_loading_info=True,
             )

@@ -24,17 +24,24 @@ CriticStart = Literal["policy", "reward"]
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """One model: an adapter on a trunk, and a scalar head when it gives numbers."""
+    """One model: an adapter on a trunk, and a scalar head when it gives numbers. ``lora`` says how fast it learns."""
 
     trunk: Trunk
     adapter: str | None
     head: ScalarHead | None = None
+    lora: Lora = Lora()  # noqa: RUF009 - frozen
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained of it by gradient: its adapter, and its head."""
         assert self.adapter is not None
         own = self.trunk.train_adapter(self.adapter)
         return own if self.head is None else [*own, *self.head.parameters()]
+
+    def rates(self) -> list[float] | None:
+        """The parameters' factors on the learning rate; a head's are 1 (``None``: all are)."""
+        assert self.adapter is not None
+        own = self.trunk.rates(self.adapter, self.lora)
+        return own if own is None or self.head is None else [*own, *(1.0 for _ in self.head.parameters())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +93,11 @@ def build_roles(
             critic_start = critic_trunk.adopt(reward)
         if not frozen:
             critic_trunk.derive_adapter("critic", critic_start, lora, seed=seed + 1)
-        value = Role(critic_trunk, critic_start) if frozen else Role(critic_trunk, "critic", critic_trunk.scalar_head())
+        value = Role(critic_trunk, critic_start)
+        if not frozen:
+            value = Role(critic_trunk, "critic", critic_trunk.scalar_head(), lora)
     return Roles(
-        actor=Role(trunk, "actor"),
+        actor=Role(trunk, "actor", lora=lora),
         reference=Role(reference_trunk, start),
         critic=value,
         reward_trunk=critic_trunk if layout != "separate" and reward.base == init.base else None,

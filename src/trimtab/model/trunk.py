@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trimtab.artifacts import ITSELF
 from trimtab.config import ModelRef
 from trimtab.errors import ConfigError, ModelError
 from trimtab.model.attention import NAME as ATTENTION
 from trimtab.model.chat import Chat
 from trimtab.model.forward import Head, check_head, decoder_of, head_of, hidden_states, target_logps, wide
 from trimtab.model.load import Loaded, load
+from trimtab.model.save import save_full
+from trimtab.model.tuning import Lora, Tune, Tuned, chosen_layers, describe, learning_rates, linear_layers
 from trimtab.tensors.tree import TreeBatch
 
+__all__ = ["SCORE_HEAD", "Lora", "ScalarHead", "Trunk"]
+
 SCORE_HEAD = "score_head.safetensors"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lora:
-    """A low-rank adapter on all linear layers: W + (alpha / rank) B A (Hu et al., 2021)."""
-
-    rank: int = 16
-    alpha: float = 32.0
 
 
 class ScalarHead(nn.Module):
@@ -73,7 +69,10 @@ class ScalarHead(nn.Module):
 
 
 class Trunk:
-    """A base model with named adapters; ``None`` names the bare base."""
+    """A base model with named adapters; ``None`` names the bare base.
+
+    Either one adapter after another is trained and the base is frozen, or the base itself is (``trainable``).
+    """
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
@@ -81,27 +80,29 @@ class Trunk:
         self.base: nn.Module = loaded.model
         self.head: Head = head_of(self.base)
         check_head(self.base, self.head)
+        self.quantised = any(not p.is_floating_point() for p in self.base.parameters())
         self.peft: PeftModel | None = None
         self._layers: list[BaseTunerLayer] = []
         self._active: str | None = None
+        self._trained: list[nn.Parameter] = []
 
     @classmethod
     def load(cls, ref: str | Path, *, dtype: str = "auto") -> Trunk:
         """Load a base model for tree attention, frozen, dropout off; onto the GPU where there is one (not yet run)."""
         loaded = load(ref, dtype=dtype, attention=ATTENTION)
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and loaded.model.device.type != "cuda":
             loaded.model.to(torch.device("cuda"))
         return cls(loaded)
 
     @classmethod
     def open(cls, model: ModelRef, *, dtype: str = "auto") -> tuple[Trunk, str | None]:
-        """Load a model that a recipe names; return its trunk and its adapter's name (``None``: it is a bare base)."""
+        """Load a model that a recipe names; return its trunk and its adapter's name (``None``: it is a whole model)."""
         trunk = cls.load(model.base, dtype=dtype)
         return trunk, trunk.adopt(model)
 
     def adopt(self, model: ModelRef) -> str | None:
-        """Put another model's adapter on this trunk, which must be its base; return the adapter's name."""
-        if model.artifact is None:
+        """Put another model's adapter, if it has one, on this trunk, which must be its base; return its name."""
+        if model.artifact is None or model.artifact.whole:
             return None
         # Apart from the roles' own names, whatever a recipe calls its stages; the key tells two artifacts of one name
         # apart, and a module's name may hold no dot.
@@ -113,19 +114,51 @@ class Trunk:
     def derive_adapter(self, name: str, source: str | None, lora: Lora, *, seed: int) -> None:
         """Add an adapter that starts as ``source`` (bit for bit), or fresh when that is the bare base.
 
-        Errors: ConfigError when ``lora`` asks for another shape than the one that the source has.
+        Errors: ConfigError when ``lora`` asks for another shape than the one that the source has. Its rates are no
+        shape: they may differ.
         """
         if source is None:
             self.add_adapter(name, lora, seed=seed)
         else:
             assert self.peft is not None
             config = self.peft.peft_config[source]
-            if lora != Lora() and (lora.rank, lora.alpha) != (config.r, config.lora_alpha):
+            every = linear_layers(self.base)
+            carrying = frozenset(k for k in every if source in getattr(self.base.get_submodule(k), "lora_A", {}))
+            asked = (lora.rank, lora.alpha, lora.rslora, chosen_layers(lora.targets, every))
+            there = (config.r, config.lora_alpha, config.use_rslora, carrying)
+            if lora.says_shape and asked != there:
                 raise ConfigError(
-                    f"lora: rank {lora.rank} and alpha {lora.alpha:g} would change nothing: training goes on from an "
-                    f"adapter of rank {config.r} and alpha {config.lora_alpha:g}"
+                    f"lora: {describe(*asked, frozenset(every))} would change nothing: training goes on from an "
+                    f"adapter of {describe(*there, frozenset(every))}"
                 )
             self.copy_adapter(source, name)
+
+    def trainable(self, tune: Tune, name: str, source: str | None, lora: Lora, *, seed: int) -> Tuned:
+        """Let gradients flow into what a stage trains: an adapter ``name``, or for ``full`` every weight of the base.
+
+        Training starts from ``source`` (``None``: the bare base). For ``full`` it is merged into the base, and no
+        adapter is left on the trunk: whoever needs the start later (a reference, say) takes a trunk of its own.
+
+        Errors: ConfigError for ``full`` with settings of an adapter, or on a base in 4 bits.
+        """
+        if tune == "lora":
+            self.derive_adapter(name, source, lora, seed=seed)
+            return Tuned(adapter=name, parameters=self.train_adapter(name), rates=self.rates(name, lora))
+        if lora != Lora():
+            raise ConfigError("lora would change nothing: 'tune: full' trains the model's own weights")
+        if self.quantised:
+            raise ConfigError("'tune: full' needs whole weights, and those of this model are stored in 4 bits")
+        self.absorb(source)
+        parameters = list(self.base.parameters())  # tied weights once
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        return Tuned(adapter=None, parameters=parameters)
+
+    def rates(self, name: str, lora: Lora) -> list[float] | None:
+        """Factors on the learning rate of an adapter's parameters, in their order (``None``: all are 1)."""
+        config: Any = self.base.config
+        num_layers = config.get_text_config().num_hidden_layers
+        return learning_rates(self.named_adapter_parameters(name), lora, num_layers=num_layers)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,13 +185,13 @@ class Trunk:
         self._layers = [m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)]
         for parameter in self.peft.parameters():
             parameter.requires_grad_(False)
+        for parameter in self._trained:  # also when another adapter comes on the trunk later
+            parameter.requires_grad_(True)
         self.use(self._active)
 
     def add_adapter(self, name: str, lora: Lora, *, seed: int) -> None:
         """Add a fresh adapter: the output is unchanged, because B = 0."""
-        config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
-        )
+        config = lora.config(chosen_layers(lora.targets, linear_layers(self.base)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._attach(name, config)
@@ -174,6 +207,9 @@ class Trunk:
         """Load a PEFT adapter folder under a name."""
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = False
+        config.base_model_name_or_path = (
+            None  # a place, and the base may have moved: which one it is, the manifest says
+        )
         with torch.random.fork_rng(devices=[]):
             self._attach(name, config)
         assert self.peft is not None
@@ -207,6 +243,7 @@ class Trunk:
     def train_adapter(self, name: str) -> list[nn.Parameter]:
         """Let gradients flow into one adapter; return its parameters."""
         parameters = self.adapter_parameters(name)
+        self._trained += parameters
         for parameter in parameters:
             parameter.requires_grad_(True)
         return parameters
@@ -233,26 +270,42 @@ class Trunk:
     def merged(self, name: str | None) -> Iterator[None]:
         """Use an adapter merged into the base's weights, for sampling; the base comes back to the same bits.
 
-        The merged weights are separate tensors swapped in and out: nothing is subtracted, so nothing drifts.
+        The merged weights are separate tensors swapped in and out: nothing is subtracted, so nothing drifts. Into
+        weights of 4 bits nothing can be merged: there the adapter is applied.
         """
-        if name is None:
-            with self.using(None):
+        if name is None or self.quantised:
+            with self.using(name):
                 yield
             return
-        originals: list[tuple[Tensor, Tensor]] = []
-        with torch.no_grad():
-            for layer in self._layers:
-                if name in getattr(layer, "lora_A", {}):
-                    weight: Tensor = layer.get_base_layer().weight
-                    originals.append((weight, weight.data))
-                    delta: Tensor = layer.get_delta_weight(name)
-                    weight.data = (weight.to(wide(weight.dtype)) + delta).to(weight.dtype)
+        originals = self._fold(name)
         try:
             with self.using(None):
                 yield
         finally:
             for weight, data in originals:
                 weight.data = data
+
+    @torch.no_grad()
+    def _fold(self, name: str) -> list[tuple[Tensor, Tensor]]:
+        """Put an adapter into the base's weights; return each weight with the data that it had."""
+        originals: list[tuple[Tensor, Tensor]] = []
+        for layer in self._layers:
+            if name in getattr(layer, "lora_A", {}):
+                weight: Tensor = layer.get_base_layer().weight
+                originals.append((weight, weight.data))
+                delta: Tensor = layer.get_delta_weight(name)
+                weight.data = (weight.to(wide(weight.dtype)) + delta).to(weight.dtype)
+        return originals
+
+    def absorb(self, name: str | None) -> None:
+        """Merge an adapter into the base for good and take all adapters off: what is left is a plain model."""
+        if self.peft is None:
+            return
+        if name is not None:
+            self._fold(name)
+        model: Any = self.peft
+        model.unload()
+        self.peft, self._layers, self._active, self._trained = None, [], None, []
 
     @property
     def decoder(self) -> nn.Module:
@@ -283,6 +336,17 @@ class Trunk:
         else:
             model.activation_checkpointing_disable()
             model.eval()
+
+    def save(self, name: str | None, folder: Path) -> str:
+        """Write an adapter, or the whole model (``None``) with its tokenizer; return what its manifest calls its base.
+
+        Either is what plain transformers (and peft) loads.
+        """
+        if name is None:
+            save_full(self.loaded, folder)
+            return ITSELF
+        self.save_adapter(name, folder)
+        return self.loaded.source.ref
 
     def save_adapter(self, name: str, folder: Path) -> None:
         """Write a PEFT adapter folder that plain peft, transformers and vLLM load."""

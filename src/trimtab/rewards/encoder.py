@@ -5,6 +5,8 @@ N texts, T tokens, D the encoder's width.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 Encode = Callable[[Sequence[str]], NDArray[np.float64]]
 """Texts in, one vector of length one for each out: (N, D)."""
 
+FORMAT = 1  # raise when the same texts would get other vectors
+FILE = "vectors.npy"
 LONGEST_WINDOW = 512
 BATCH_TOKENS = 4096
 
@@ -47,6 +51,23 @@ def encoder(ref: Source | str | Path = "minilm-l6-v2") -> Encode:
         return vectors[[row[text] for text in texts]].astype(np.float64)
 
     return encode
+
+
+def remembered(encode: Encode, identity: str) -> Encode:
+    """Return the same encoder, which keeps on disk what it computes: for texts that will be encoded again.
+
+    ``identity`` names the encoder's weights. One file in the cache for each list of texts that it is called with.
+    """
+    from trimtab.model.cache import cache_folder, made_once
+
+    def encode_once(texts: Sequence[str]) -> NDArray[np.float64]:
+        key = hashlib.sha256(json.dumps([FORMAT, identity, list(texts)]).encode()).hexdigest()
+        folder = cache_folder() / "embeddings" / key[:32]
+        made_once(folder, lambda work: np.save(work / FILE, encode(texts), allow_pickle=False), origin={"key": key})
+        vectors: NDArray[np.float64] = np.load(folder / FILE, allow_pickle=False)
+        return vectors
+
+    return encode_once
 
 
 def _window(loaded: Loaded) -> int:

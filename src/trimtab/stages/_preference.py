@@ -113,7 +113,9 @@ class Preference:
     def updates(self, step: int, log: Means) -> Iterator[Update[Work]]:
         """The step's batch, and the texts mixed into it."""
         chosen = [self.items[i] for i in batch_at(step, len(self.items), self.batch, self.seed)]
-        work: list[Work] = [partial(self.learn, micro) for micro in self.micros(chosen, self._baseline(chosen, log))]
+        micros = self.micros(chosen, self._baseline(chosen, log))
+        log.add({"train/tokens": float(sum(micro.batch.ids.numel() for micro in micros))})
+        work: list[Work] = [partial(self.learn, micro) for micro in micros]
         if self.texts is not None:
             work += self.texts.work(step)
         yield Update(micros=work, accumulate=lambda call: call())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import combinations
 from typing import Any
 
@@ -14,21 +14,26 @@ import numpy as np
 from trimtab.artifacts import write_json
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.errors import ConfigError
+from trimtab.model.roles import Role
 from trimtab.model.sampler import Sampling, TorchSampler
+from trimtab.model.source import resolve
 from trimtab.model.trunk import Trunk
 from trimtab.records.read import read_groups
 from trimtab.records.types import Answer, Group
 from trimtab.rewards.checks import CHECKS
-from trimtab.rewards.encoder import encoder
+from trimtab.rewards.encoder import encoder, remembered
 from trimtab.rewards.encoder_judge import EncoderJudge
 from trimtab.rewards.reward_model import RewardModel
 from trimtab.seeds import derive
 from trimtab.stages import Result
 from trimtab.stats.sequential import always_valid
 from trimtab.stats.winrate import WinRate, length_matched, outcomes, win_rate
+from trimtab.tensors.tree import TokenGroup
+from trimtab.train.reference import answer_logps
 from trimtab.train.run import Run
 
 ENCODER = ModelRef("minilm-l6-v2")
+MICRO_TOKENS = 4096
 Samples = dict[str, list[dict[str, Any]]]
 
 
@@ -37,6 +42,7 @@ def evaluate(
     *,
     prompts: DataRef,
     models: tuple[ModelRef, ...] = (BASE,),
+    start: ModelRef | None = None,
     judge: DataRef | None = None,
     judge_heldout: DataRef | None = None,
     encoder_model: ModelRef = ENCODER,
@@ -49,13 +55,14 @@ def evaluate(
 
     The judge is never the reward model: it is a small encoder fitted on ``judge`` pairs that nothing else has seen, and
     its own accuracy on ``judge_heldout`` is reported. A bare base gets ``base_max_tokens``, so that it can finish: a
-    model that is always cut off loses for that alone. One outcome a prompt; intervals over prompts.
+    model that is always cut off loses for that alone. One outcome a prompt; intervals over prompts. ``start`` is a
+    model that the KL of the others is measured from, on their own answers.
     """
     if len({model.name for model in models}) < len(models):
         raise ConfigError(f"stages.{run.name}.models: a model is named twice")
     groups = list(read_groups(prompts.source).groups)
     groups = [g.with_answers(()) for g in groups[:: max(1, len(groups) // limit)][:limit]]
-    answers = _answers(run, models, groups, sampling, base_max_tokens)
+    answers = _answers(run, models, start, groups, sampling, base_max_tokens)
     report: dict[str, Any] = {
         "models": [model.name for model in models],
         "prompts": [
@@ -75,6 +82,9 @@ def evaluate(
         },
     }
     metrics: dict[str, float] = {f"ended/{name}": share for name, share in report["ended"].items()}
+    if start is not None:
+        report["kl"] = {name: sum(row["kl"] for row in rows) / len(rows) for name, rows in answers.items()}
+        metrics |= {f"kl/{name}": kl for name, kl in report["kl"].items()}
     if reward is not None:
         report["reward_model"] = _reward_means(run, reward, groups, answers)
         metrics |= {f"reward_model/{name}": mean for name, mean in report["reward_model"].items()}
@@ -88,40 +98,63 @@ def evaluate(
 
 
 def _answers(
-    run: Run, models: Sequence[ModelRef], groups: Sequence[Group], sampling: Sampling, base_max_tokens: int
-) -> Samples:
+    run: Run, models: Sequence[ModelRef], start: ModelRef | None, groups: Sequence[Group], sampling: Sampling,
+    base_max_tokens: int,
+) -> Samples:  # fmt: skip
     """Sample one answer a prompt from every model; what a killed try has finished is read back."""
     trunks: dict[str, Trunk] = {}
+
+    def trunk_of(model: ModelRef) -> Trunk:
+        if model.base not in trunks:
+            trunks[model.base] = Trunk.load(model.base, dtype=run.dtype)
+        return trunks[model.base]
+
     found: Samples = {}
     run.reporter.begin(run.name, len(models) * len(groups), "answer")
     for place, model in enumerate(models):
         plain = re.sub(r"[^A-Za-z0-9-]", "_", model.name)  # a path or a hub id may stand there
         path = run.folder / f"answers-{place}-{plain}.json"
         if not path.exists():
-            if model.base not in trunks:
-                trunks[model.base] = Trunk.load(model.base, dtype=run.dtype)
-            own = sampling if model.artifact is not None else dataclasses.replace(sampling, max_tokens=base_max_tokens)
-            write_json(path, _sample(run, trunks[model.base], model, groups, own, place * len(groups)))
+            own = sampling if model.artifact is not None else replace(sampling, max_tokens=base_max_tokens)
+            other = None if start is None else Role(trunk_of(start), trunk_of(start).adopt(start))
+            write_json(path, _sample(run, trunk_of(model), model, other, groups, own, place * len(groups)))
         found[model.name] = json.loads(path.read_text())
         run.reporter.advance((place + 1) * len(groups), {})
     return found
 
 
 def _sample(
-    run: Run, trunk: Trunk, model: ModelRef, groups: Sequence[Group], sampling: Sampling, before: int
-) -> list[dict[str, Any]]:
+    run: Run, trunk: Trunk, model: ModelRef, start: Role | None, groups: Sequence[Group], sampling: Sampling,
+    before: int,
+) -> list[dict[str, Any]]:  # fmt: skip
     """One answer a prompt. All models draw from the same random numbers."""
-    sampler = TorchSampler(trunk, trunk.adopt(model), stop=trunk.chat.stop)
+    adapter = trunk.adopt(model)
+    sampler = TorchSampler(trunk, adapter, stop=trunk.chat.stop)
     prompts = [trunk.chat.prompt(group.prompt) for group in groups]
     sampled = sampler.sample(
         prompts, k=1, sampling=sampling, seed=derive(run.seed, "evaluate"),
         progress=lambda done: run.reporter.advance(before + done, {}),
     )  # fmt: skip
-    return [
+    rows = [
         {"text": trunk.chat.decode(a.tokens), "tokens": len(a.tokens), "finish": a.finish}
         for own in sampled
         for a in own
     ]
+    if start is not None:
+        tokens = [
+            TokenGroup(prompt=tuple(prompt), answers=tuple(tuple(a.tokens) for a in own))
+            for prompt, own in zip(prompts, sampled, strict=True)
+        ]
+        if start.trunk.chat.prompt(groups[0].prompt) != prompts[0]:
+            raise ConfigError(f"stages.{run.name}.start: it reads text as other tokens than {model.name!r} does")
+        temperature = sampling.temperature or 1.0
+        mine, theirs = (
+            answer_logps(role.trunk, role.adapter, tokens, micro_tokens=MICRO_TOKENS, temperature=temperature)
+            for role in (Role(trunk, adapter), start)
+        )
+        for row, a, b in zip(rows, mine, theirs, strict=True):
+            row["kl"] = float((a - b)[0])
+    return rows
 
 
 def _lengths(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -151,7 +184,9 @@ def _judge(
     run: Run, judge: DataRef, heldout: DataRef | None, ref: str, groups: Sequence[Group], answers: Samples
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fit the judge, measure it, and score every answer."""
-    fitted = EncoderJudge.fit(read_groups(judge.source).groups, encoder(ref), seed=run.seed)
+    encode = encoder(ref)
+    again = remembered(encode, resolve(ref).digest)  # the judge's own pairs are read at every evaluation
+    fitted = replace(EncoderJudge.fit(read_groups(judge.source).groups, again, seed=run.seed), encode=encode)
     texts = [group.prompt[-1].content for group in groups]
     scores = {name: fitted.score(texts, [row["text"] for row in rows]) for name, rows in answers.items()}
     said: dict[str, Any] = {
@@ -159,9 +194,9 @@ def _judge(
         "accuracy": float("nan"),
     }
     if heldout is not None:
-        card = fitted.accuracy(read_groups(heldout.source).groups)
-        by_flaw = {flaw: dataclasses.asdict(share) for flaw, share in card.by_flaw.items()}
-        facts = dataclasses.asdict(card) | {"by_flaw": by_flaw}
+        card = replace(fitted, encode=again).accuracy(read_groups(heldout.source).groups)
+        by_flaw = {flaw: asdict(share) for flaw, share in card.by_flaw.items()}
+        facts = asdict(card) | {"by_flaw": by_flaw}
         said |= {"accuracy_lo": facts.pop("lo"), "accuracy_hi": facts.pop("hi"), **facts}
     return said, scores
 

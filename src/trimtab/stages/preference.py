@@ -39,6 +39,7 @@ def preference(
     init: ModelRef = BASE,
     method: Annotated[str, PREFERENCE_LOSSES] = "dpo",
     epochs: float = 1.0,
+    steps: AtLeastOne | None = None,
     batch: AtLeastOne = 16,
     lr: float = 5e-5,
     sft: DataRef | None = None,
@@ -54,10 +55,12 @@ def preference(
     ``method`` is a file of ``losses/preference``, and its options stand beside the stage's own. ``batch`` prompts a
     step, each counting the same; where thumbs are learned from, each answer. The reference is the model that training
     starts from; what it thinks of the data is computed once. ``sft`` mixes next-token learning on other texts into
-    every update, ``sft_batch`` of them, weighted by ``sft_weight``.
+    every update, ``sft_batch`` of them, weighted by ``sft_weight``. ``steps`` is for who counts steps, not ``epochs``.
     """
     if sft is None and (sft_weight, sft_batch) != (1.0, 8):
         raise ConfigError(f"stages.{run.name}: sft_weight and sft_batch would change nothing: there is no sft")
+    if steps is not None and epochs != 1.0:
+        raise ConfigError(f"stages.{run.name}.epochs would change nothing: there are {steps} steps")
     objective = Objective(PREFERENCE_LOSSES[method], options)
     trunk, start = Trunk.open(init, dtype=run.dtype)
     items = _load(objective, data, trunk, start, max_length, micro_tokens, run)
@@ -77,7 +80,7 @@ def preference(
     before = _probe(policy, items, micro_tokens)
     fit(
         run, task, Optimiser([ParameterGroup(name="preference", parameters=policy.parameters(), lr=lr)]),
-        Pace(steps=num_steps(len(items), batch, epochs)), show=("train/loss", "train/accuracy"),
+        Pace(steps=steps or num_steps(len(items), batch, epochs)), show=("train/loss", "train/accuracy"),
     )  # fmt: skip
     after = _probe(policy, items, micro_tokens)
     _warn(run, before, after)

@@ -12,7 +12,8 @@ from torch import Tensor
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.data.encode import encode
 from trimtab.losses.lm import next_token
-from trimtab.model.trunk import Lora, Trunk
+from trimtab.model.trunk import Trunk
+from trimtab.model.tuning import Lora, Tune
 from trimtab.records.read import read_groups
 from trimtab.records.types import best_only
 from trimtab.seeds import derive
@@ -21,6 +22,8 @@ from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 from trimtab.train.loop import Pace, Update, batch_at, fit, num_steps
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.run import Means, Run, invariant
+
+FULL_LR = 5e-5
 
 
 def sft(
@@ -31,6 +34,7 @@ def sft(
     epochs: float = 2.0,
     batch: int = 16,
     lr: float = 2e-4,
+    tune: Tune = "lora",
     lora: Lora = Lora(),  # noqa: B008 - frozen
     max_length: int = 1024,
     micro_tokens: int = 2048,
@@ -39,10 +43,14 @@ def sft(
     """Fine-tune on demonstrations: token-mean cross-entropy of the answers and their end (InstructGPT, step 1).
 
     ``batch`` conversations a step; every assistant turn of a conversation is trained. ``micro_tokens`` bounds memory
-    and changes nothing else. Where answers were compared, only those that lost to none are learned from.
+    and changes nothing else. Where answers were compared, only those that lost to none are learned from. ``tune``
+    trains an adapter (``lora``) or all weights (``full``): the result is then a whole model, and a tenth of the rate is
+    usual.
     """
-    trunk, adapter = Trunk.open(init, dtype=run.dtype)
-    trunk.derive_adapter("sft", adapter, lora, seed=derive(run.seed, "lora"))
+    trunk, start = Trunk.open(init, dtype=run.dtype)
+    tuned = trunk.trainable(tune, "sft", start, lora, seed=derive(run.seed, "lora"))
+    if tune == "full" and lr > FULL_LR:
+        run.note(f"lr {lr:g} is an adapter's rate; all weights are usually trained at {FULL_LR:g} or less")
     groups = [best_only(group) for group in read_groups(data.source).groups]
     _, tokens = encode(groups, trunk.chat, max_length=max_length, run=run, what="demonstrations")
     invariant(
@@ -50,16 +58,15 @@ def sft(
         f"no demonstration in {data.source} ends with the end-of-turn token: the model would never learn to stop",
     )
     task = _Task(trunk, tokens, batch=batch, micro_tokens=micro_tokens, seed=run.seed)
-    optimiser = Optimiser([ParameterGroup(name="sft", parameters=trunk.train_adapter("sft"), lr=lr)])
+    optimiser = Optimiser([ParameterGroup(name="sft", parameters=tuned.parameters, lr=lr, rates=tuned.rates)])
     trunk.checkpoint_activations(checkpoint_activations)
-    with trunk.using("sft"):
+    with trunk.using(tuned.adapter):
         before = task.mean_loss()
         fit(run, task, optimiser, Pace(steps=num_steps(len(tokens), batch, epochs)), show=("train/loss",))
         trunk.checkpoint_activations(False)
         after = task.mean_loss()
-    trunk.save_adapter("sft", run.folder)
     return Result(
-        base=init.base,
+        base=trunk.save(tuned.adapter, run.folder),
         metrics={
             "train/loss_before": before,
             "train/loss_after": after,

@@ -18,11 +18,15 @@ from trimtab.errors import InvariantError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterGroup:
-    """Parameters that share a learning rate and are clipped together."""
+    """Parameters that share a learning rate and are clipped together.
+
+    ``rates`` are factors on the learning rate, one for each parameter (``None``: all 1).
+    """
 
     name: str
     parameters: Sequence[nn.Parameter]
     lr: float
+    rates: Sequence[float] | None = None
 
 
 def schedule(step: int, steps: int, *, warmup: float = 0.03, floor: float = 0.1) -> float:
@@ -56,9 +60,14 @@ class Optimiser:
             half = (torch.bfloat16, torch.float16)
             masters = [p.detach().clone().float() if p.dtype in half else p.detach().clone() for p in group.parameters]
             self.masters[group.name] = masters
+            rates = [1.0] * len(masters) if group.rates is None else group.rates
+            alike: dict[float, list[Tensor]] = {}
+            for master, rate in zip(masters, rates, strict=True):
+                alike.setdefault(rate, []).append(master)
             self.adam[group.name] = torch.optim.AdamW(
-                masters, lr=group.lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True
-            )
+                [{"params": own, "rate": rate} for rate, own in alike.items()],
+                lr=group.lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=True,
+            )  # fmt: skip
 
     def accumulate(self) -> None:
         """Move the live parameters' gradients into the masters' sums."""
@@ -90,7 +99,7 @@ class Optimiser:
                 )
         for name in norms:
             for parameter_group in self.adam[name].param_groups:
-                parameter_group["lr"] = self.groups[name].lr * factor
+                parameter_group["lr"] = self.groups[name].lr * factor * parameter_group["rate"]
             self.adam[name].step()
             with torch.no_grad():
                 torch._foreach_copy_(list(self.groups[name].parameters), self.masters[name])

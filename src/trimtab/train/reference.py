@@ -43,14 +43,16 @@ def reference_logps(
 
 
 @torch.no_grad()
-def answer_logps(trunk: Trunk, adapter: str | None, tokens: Sequence[TokenGroup], *, micro_tokens: int) -> list[Tensor]:
+def answer_logps(
+    trunk: Trunk, adapter: str | None, tokens: Sequence[TokenGroup], *, micro_tokens: int, temperature: float = 1.0
+) -> list[Tensor]:
     """Log-probability of every answer, a tensor (k,) for each Group: sums over trained tokens, nats; no gradient."""
     found: list[Tensor] = []
     with trunk.using(adapter):
         for cut in split_by_tokens(tokens, micro_tokens):
             items = [tokens[i] for i in cut]
             batch = pack(items).to(trunk.device)
-            sums = batch.sum_by_answer(trunk.logps(batch)[0]).cpu()
+            sums = batch.sum_by_answer(trunk.logps(batch, temperature=temperature)[0]).cpu()
             found += sums.split([len(item.answers) for item in items])
     return found
 

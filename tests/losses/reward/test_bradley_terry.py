@@ -1,4 +1,4 @@
-"""Reward-model losses: numbers by hand, gradients, invariances."""
+"""Bradley-Terry and centering: numbers by hand, gradients, a tournament."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimtab.losses.reward import bradley_terry, centering, regression
-
-NAN = math.nan
+from trimtab.losses.reward._terms import centering
+from trimtab.losses.reward.bradley_terry import bradley_terry
 
 
 def f64(*numbers: float) -> Tensor:
@@ -113,29 +112,3 @@ def test_centering_by_hand() -> None:
     assert (0.01 * penalty).tolist() == pytest.approx([0.0256, 0.0], abs=1e-12)
     up, down = torch.autograd.grad(penalty.sum(), (better, worse))
     assert torch.equal(up, down)  # the ranking is untouched
-
-
-def test_regression_by_hand() -> None:
-    """Item 1: errors (1, -2): (1 + 4)/2. Item 2: one label, error 3: 9. Item 3: no label: 0."""
-    scores = torch.tensor([[1.0, 0.0], [3.0, 7.0], [1.0, 1.0]], dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([[0.0, 2.0], [0.0, NAN], [NAN, NAN]], dtype=torch.float64)
-    loss = regression(scores, labels, ~labels.isnan())
-    assert loss.tolist() == [2.5, 9.0, 0.0]
-    (gradient,) = torch.autograd.grad(loss.sum(), scores)
-    assert gradient.tolist() == [[1.0, -2.0], [6.0, 0.0], [0.0, 0.0]]
-
-
-def test_regression_on_one_number_per_item() -> None:
-    scores = f64(1.0, 2.0, 3.0)
-    loss = regression(scores, torch.tensor([0.0, NAN, 3.0], dtype=torch.float64), torch.tensor([1, 0, 1]))
-    assert loss.tolist() == [1.0, 0.0, 0.0]
-    (gradient,) = torch.autograd.grad(loss.sum(), scores)
-    assert gradient.tolist() == [2.0, 0.0, 0.0]
-
-
-def test_losses_give_one_number_per_item_and_follow_a_permutation() -> None:
-    generator = torch.Generator().manual_seed(0)
-    better, worse = torch.randn(2, 6, generator=generator, dtype=torch.float64)
-    order = torch.randperm(6, generator=generator)
-    for loss in (bradley_terry, centering):
-        assert torch.equal(loss(better[order], worse[order]), loss(better, worse)[order])
