@@ -122,8 +122,8 @@ def read(source: Path, models: Models, s: Settings) -> list[Prompt]:
             if answer.get("finish") != "length":  # trap: without its end, how to stop is not learned, or unlearned
                 tail.append(models.tokenizer.eos_token_id)
         pairs = [v for v in row["verdicts"] if v["kind"] == "pair" and v.get("tie") is None]
-        if pairs and len(tokens) + max(map(len, answers)) <= s.max_length:
-            better, worse = ([answers[v[side]] for v in pairs] for side in ("better", "worse"))
+        better, worse = ([answers[v[side]] for v in pairs] for side in ("better", "worse"))
+        if pairs and len(tokens) + max(map(len, better + worse)) <= s.max_length:
             sure = torch.tensor([float(v.get("probability", 1)) for v in pairs])
             found.append(Prompt(tokens=tokens, better=better, worse=worse, sure=sure))
     print(f"{source.name}: {len(found)} of {len(lines)} prompts, {sum(len(p.better) for p in found)} pairs")

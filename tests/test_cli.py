@@ -234,7 +234,7 @@ def test_train_with_the_options_of_a_method(work: Path) -> None:
         (("train", "stf", "data=x"), "no stage 'stf'; did you mean 'sft'?"),
         (("train", "sft", "dta=x"), "stage 'sft' has no option 'dta'; did you mean 'data'?"),
         (("train", "preference", "data=x", "bta=1"), "stage 'preference' has no option 'bta'; did you mean 'beta'?"),
-        (("train", "preference", "data=x", "method=orpo", "beta=1"), "stage 'preference' has no option 'beta'; did yo"),
+        (("train", "preference", "data=x", "method=orpo", "beta=1"), "stage 'preference' has no option 'beta'; known:"),
         (
             ("train", "preference", "data=x", "method=dpoo"),
             "trimtab train preference.method: no preference loss 'dpoo'; did you mean 'dpo'?",

@@ -65,7 +65,7 @@ class Recipe:
     name: str
     model: str = "smollm2-135m-instruct"
     seed: int = 0
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32", "4bit"] = "auto"
     output: str = "runs"
     checkpoint_seconds: float = 60.0
     stages: Mapping[str, StageConfig] = field(default_factory=dict)

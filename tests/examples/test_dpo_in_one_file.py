@@ -52,7 +52,7 @@ def pair(better: int, worse: int, **more: object) -> dict[str, object]:
 
 
 def preferences(folder: Path) -> Path:
-    """Seven prompts to learn from: several pairs, a soft label, an answer that was cut; and three to leave out."""
+    """Seven prompts to learn from: several pairs, a soft label, an answer cut, a long one unjudged; and three more."""
     rows = [
         tiny.row(f"p{i}", tiny.QUESTIONS[i], [tiny.ANSWERS[i], "No" * (i + 1)], [pair(i % 2, 1 - i % 2)])
         for i in range(4)
@@ -60,7 +60,7 @@ def preferences(folder: Path) -> Path:
     rows[3]["answers"][1]["finish"] = "length"
     rows += [
         tiny.row("three", "Rank!", ["one", "two two", "3"], [pair(2, 0), pair(2, 1), pair(0, 1)]),
-        tiny.row("soft", "Which?", ["this one", "that"], [pair(0, 1, probability=0.8)]),
+        tiny.row("soft", "Which?", ["this one", "of the two " * 9, "that"], [pair(0, 2, probability=0.8)]),
         tiny.row("some tie", "How?", ["so", "like this", "no"], [pair(0, 1, tie="tie"), pair(1, 2)]),
         tiny.row("all tie", "When?", ["now", "then"], [pair(0, 1, tie="both_bad")]),
         tiny.row("unjudged", "Where?", ["here", "there"]),

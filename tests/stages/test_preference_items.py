@@ -7,27 +7,37 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab.data.judged import usable
 from trimtab.records.types import Answer, Group, Message, Pair, Ranking, Score, Thumb, Verdict
 from trimtab.registry import PREFERENCE_LOSSES
-from trimtab.stages._items import Item, Kind, _stranger, liked, make_item, order
+from trimtab.stages._items import KINDS, Item, Kind, _stranger, liked, make_item, order
 from trimtab.stages._preference import Objective, Preference
 from trimtab.tensors.tree import TokenGroup
 
-KINDS: tuple[Kind, ...] = ("pair", "answer", "list")
-
 
 def group(*verdicts: Verdict, answers: int = 4) -> Group:
+    """Answer i says i."""
     prompt = (Message(role="user", content="Why?"),)
     return Group(
         id="g", prompt=prompt, answers=tuple(Answer(text=str(i)) for i in range(answers)), verdicts=verdicts
     )  # fmt: skip
 
 
-def tokens(answers: int = 4, prompt: int = 7, trained: bool = False) -> TokenGroup:
-    """Answer i is one token 100 + i, and i more."""
-    ids = tuple((100 + i,) * (i + 1) for i in range(answers))
-    marks = tuple(tuple(t % 2 == 0 for t in range(len(answer))) for answer in ids)
-    return TokenGroup(prompt=(prompt,), answers=ids, trained=marks if trained else None)
+def tokens(group: Group) -> TokenGroup:
+    """Answer i is the token 100 + i, i + 1 times."""
+    said = [int(answer.text) for answer in group.answers]
+    return TokenGroup(prompt=(7,), answers=tuple((100 + i,) * (i + 1) for i in said))
+
+
+def item(kind: Kind, group: Group) -> Item | None:
+    """What the stage makes of a Group: what its check leaves of it, as tokens, as an item."""
+    found = usable([group], KINDS[kind][0]).groups
+    return make_item(kind, found[0], tokens(found[0])) if found else None
+
+
+def answers(item: Item | None) -> list[int]:
+    """Which answers of the Group are left."""
+    return [tokens[0] - 100 for tokens in item.tokens.answers] if item else []
 
 
 def pair(better: int, worse: int, **more: float) -> Pair:
@@ -62,51 +72,57 @@ def test_without_thumbs_winners_were_liked_and_losers_were_not() -> None:
 
 
 def test_an_order_counts_those_below_less_those_above() -> None:
-    assert order(group(Ranking(order=((2,), (0,), (1,))))) == {2: 2.0, 0: 0.0, 1: -2.0}
-    assert order(group(Ranking(order=((1,), (0, 2))))) == {1: 2.0, 0: -1.0, 2: -1.0}
-    assert order(group(pair(0, 1), pair(0, 2), pair(1, 2))) == {0: 2.0, 1: 0.0, 2: -2.0}
-    assert order(group(Ranking(order=((0, 1),)), pair(2, 3))) == {0: 0.0, 1: 0.0, 2: 1.0, 3: -1.0}  # tied, yet ranked
+    assert order(group(Ranking(order=((2,), (0,), (1,))))) == (0.0, -2.0, 2.0, 0.0)
+    assert order(group(Ranking(order=((1,), (0, 2))))) == (-1.0, 2.0, -1.0, 0.0)
+    assert order(group(pair(0, 1), pair(0, 2), pair(1, 2), Ranking(order=((0, 1),)))) == (2.0, 0.0, -2.0, 0.0)
+
+
+def test_tied_answers_stay_in_the_list() -> None:
+    found = item("list", group(Ranking(order=((3,), (0, 2)))))
+    assert answers(found) == [0, 2, 3]
+    assert found is not None
+    assert found.scores == (-1.0, -1.0, 2.0)
 
 
 def test_scores_count_when_nothing_was_compared() -> None:
-    scores = (Score(answer=0, values={"help": 2.0, "style": 4.0}), Score(answer=1, values={"help": 5.0}))
-    assert order(group(*scores)) == {0: 3.0, 1: 5.0}
-    assert order(group(*scores, pair(0, 1))) == {0: 1.0, 1: -1.0}
-    assert order(group(Score(answer=2, values={}))) == {}
+    scores = (Score(answer=2, values={"help": 2.0, "overall": 4.0}), Score(answer=1, values={"overall": 5.0}))
+    found = item("list", group(*scores))
+    assert answers(found) == [1, 2]
+    assert found is not None
+    assert found.scores == (1.0, -1.0)
+    found = item("list", group(*scores, pair(0, 3)))
+    assert answers(found) == [0, 3]
+
+
+def test_an_order_in_which_all_are_equal_says_nothing() -> None:
+    same = [Score(answer=i, values={"overall": 1.0}) for i in range(2)]
+    for verdicts in (same, [pair(0, 1), pair(1, 0)], [thumb(0, True), thumb(1, False)]):  # thumbs are no order
+        assert item("list", group(*verdicts)) is None
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
 
 
 def test_unjudged_answers_are_left_out() -> None:
-    item = make_item("pair", group(pair(3, 1), Pair(better=0, worse=2, tie="tie")), tokens(trained=True))
-    assert item is not None
-    assert item.tokens.answers == ((101,) * 2, (103,) * 4)
-    assert item.tokens.trained == ((True, False), (True, False, True, False))
-    assert item.pairs == ((1, 0, 1.0),)
-    assert item.size == 1
+    found = item("pair", group(pair(3, 1), Pair(better=0, worse=2, tie="tie")))
+    assert answers(found) == [1, 3]
+    assert found is not None
+    assert found.pairs == ((1, 0, 1.0),)
+    assert found.size == 1
+    assert answers(item("answer", group(thumb(2, True)))) == [2]
 
 
 def test_a_pairs_probability_is_its_label() -> None:
-    item = make_item("pair", group(pair(0, 1, probability=0.0), pair(1, 2, probability=0.7), pair(2, 0)), tokens())
-    assert item is not None
-    assert item.pairs == ((0, 1, 0.0), (1, 2, 0.7), (2, 0, 1.0))
-    assert item.size == 3
+    found = item("pair", group(pair(0, 1, probability=0.0), pair(1, 2, probability=0.7), pair(2, 0)))
+    assert found is not None
+    assert found.pairs == ((0, 1, 0.0), (1, 2, 0.7), (2, 0, 1.0))
+    assert found.size == 3
 
 
-def test_an_order_in_which_all_are_equal_says_nothing() -> None:
-    assert (
-        make_item("list", group(Score(answer=0, values={"x": 1.0}), Score(answer=1, values={"x": 1.0})), tokens())
-        is None
-    )
-    assert make_item("list", group(pair(0, 1), pair(1, 0)), tokens()) is None
-    assert make_item("list", group(thumb(0, True), thumb(1, False)), tokens()) is None  # thumbs are no order
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_nothing_said_is_no_item(kind: Kind) -> None:
-    assert make_item(kind, group(), tokens()) is None
-    assert make_item(kind, group(Pair(better=0, worse=1, tie="both_bad")), tokens()) is None
+    assert item(kind, group()) is None
+    assert item(kind, group(Pair(better=0, worse=1, tie="both_bad"))) is None
 
 
 places = st.integers(0, 5)
@@ -118,40 +134,33 @@ verdicts = st.one_of(
         lambda x: st.integers(2, 6).map(lambda n: Ranking(order=tuple((i,) for i in x[:n])))
     ),
     st.tuples(places, st.booleans()).map(lambda x: thumb(*x)),
-    st.tuples(places, st.floats(-5, 5)).map(lambda x: Score(answer=x[0], values={"x": x[1]})),
 )
 
 
 @given(said=st.lists(verdicts, max_size=6))
 def test_an_item_speaks_of_the_same_answers_as_its_group(said: list[Verdict]) -> None:
-    """Whatever was said: every answer kept was judged, and the item's indices lead to the tokens that were meant."""
-    given_, whole = group(*said, answers=6), tokens(6)
-    compared = {(whole.answers[p.better], whole.answers[p.worse]) for p in said if isinstance(p, Pair) and not p.tie}
+    """Whatever was said: every answer kept was judged, and the item's indices lead to the answers that were meant."""
+    compared = [(p.better, p.worse) for p in said if isinstance(p, Pair) and not p.tie]
     for ranking in (v for v in said if isinstance(v, Ranking)):
-        texts = [whole.answers[i] for (i,) in ranking.order]
-        compared |= {(a, b) for i, a in enumerate(texts) for b in texts[i + 1 :]}
+        ranked = [i for (i,) in ranking.order]
+        compared += [(a, b) for n, a in enumerate(ranked) for b in ranked[n + 1 :]]
+    judged = sorted({i for pair in compared for i in pair})
 
-    item = make_item("pair", given_, whole)
-    found = item.tokens.answers if item else ()
-    assert {(found[b], found[w]) for b, w, _ in (item.pairs if item else ())} == compared
-    assert {answer for pair in compared for answer in pair} == set(found)
+    found = item("pair", group(*said, answers=6))
+    kept = answers(found)
+    assert kept == judged
+    assert sorted((kept[b], kept[w]) for b, w, _ in (found.pairs if found else ())) == sorted(compared)
 
-    item = make_item("answer", given_, whole)
-    assert (item is None) == (not liked(given_))
-    if item:
-        assert {item.tokens.answers[i]: up for i, up in item.liked} == {
-            whole.answers[i]: up for i, up in liked(given_).items()
-        }
-        assert len(item.liked) == len(item.tokens.answers) == item.size
+    found = item("answer", group(*said, answers=6))
+    kept = answers(found)
+    assert {kept[i]: up for i, up in (found.liked if found else ())} == liked(group(*said, answers=6))
+    voted = sorted({v.answer for v in said if isinstance(v, Thumb)})
+    assert kept in ([], voted or judged)  # none when all cancels out
 
-    item = make_item("list", given_, whole)
-    scores = order(given_)
-    assert (item is None) == (len(set(scores.values())) < 2)
-    if item:
-        assert dict(zip(item.tokens.answers, item.scores, strict=True)) == {
-            whole.answers[i]: score for i, score in scores.items()
-        }
-        assert item.size == 1
+    found = item("list", group(*said, answers=6))
+    kept = answers(found)
+    wins = {i: sum(a == i for a, _ in compared) - sum(b == i for _, b in compared) for i in judged}
+    assert dict(zip(kept, found.scores if found else (), strict=True)) == (wins if len(set(wins.values())) > 1 else {})
 
 
 # --- weights and strangers --------------------------------------------------------------------------------------------
@@ -165,8 +174,7 @@ def task(method: str, items: list[Item], micro_tokens: int) -> Preference:
 
 
 def items_of(kind: Kind, *groups: Group) -> list[Item]:
-    made = [make_item(kind, g, tokens()) for g in groups]
-    return [item for item in made if item is not None]
+    return [found for group in groups if (found := item(kind, group)) is not None]
 
 
 @pytest.mark.parametrize("micro_tokens", [1, 4096])
@@ -194,8 +202,8 @@ def test_lists_of_different_lengths_are_padded() -> None:
 
 
 def test_the_stranger_is_the_first_judged_answer_of_the_next_other_prompt() -> None:
-    def item(prompt: int, first: int) -> Item:
+    def of(prompt: int, first: int) -> Item:
         return Item(tokens=TokenGroup(prompt=(prompt,), answers=((first,), (9,))))
 
-    items = [item(1, 10), item(1, 11), item(2, 20), item(1, 12)]
+    items = [of(1, 10), of(1, 11), of(2, 20), of(1, 12)]
     assert [_stranger(items, i) for i in range(4)] == [(20,), (20,), (12,), (20,)]  # the last goes on at the first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -164,11 +165,22 @@ def card(scale: LabelScale, *weights: float) -> Card:
 def test_labels_put_answers_to_one_prompt_in_order_over_groups() -> None:
     rows = [labelled("x", {"wit": 1.0}, {"wit": 3.0}), labelled("y", {"wit": 2.0}), labelled("x", {"wit": 2.0})]
     groups, tokens = [g for g, _ in rows], [t for _, t in rows]
+    tokens[2] = replace(tokens[2], answers=((7,),))  # another text than the first Group's answer 0
     scale = LabelScale.fit(groups, (), per_rater=False, standardised=True)
     found = compare_labels(groups, tokens, [[0.1, 0.2], [9.0], [0.3]], scale, card(scale, 1.0))
     assert [c.scores for c in found] == [(0.2, 0.1), (0.3, 0.1), (0.2, 0.3)]
     against = compare_labels(groups, tokens, [[0.1, 0.2], [9.0], [0.3]], scale, card(scale, -1.0))
     assert [c.scores for c in against] == [(0.1, 0.2), (0.1, 0.3), (0.3, 0.2)]
+
+
+def test_labels_of_an_answer_that_stands_in_several_groups_are_averaged() -> None:
+    """a 1 and 5, b 2: a is better by 3 to 2, and is not compared with itself. Its tact is known in one Group only."""
+    rows = [labelled("x", {"wit": 1.0}, {"wit": 2.0}), labelled("x", {"wit": 5.0, "tact": 1.0})]
+    groups, tokens = [g for g, _ in rows], [t for _, t in rows]
+    train, _ = labelled("t", {"wit": 0.0, "tact": 0.0}, {"wit": 1.0, "tact": 1.0})
+    scale = LabelScale.fit([train], (), per_rater=False, standardised=True)
+    found = compare_labels(groups, tokens, [[0.1, 0.2], [0.1]], scale, card(scale, 1.0, 1.0))
+    assert [c.scores for c in found] == [(0.1, 0.2)]
 
 
 def test_labels_are_weighed_and_only_shared_attributes_count() -> None:

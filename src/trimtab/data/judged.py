@@ -257,6 +257,16 @@ def with_labels(attributes: Sequence[str] = (), *, chances: bool = False) -> Che
     return check
 
 
+def with_thumbs(group: Group) -> tuple[Group, list[Trouble]]:
+    """Keep thumbs; where there are none, the strict preferences, from which likes and dislikes can be told."""
+    thumbs = [verdict for verdict in group.verdicts if isinstance(verdict, Thumb)]
+    if not thumbs:
+        return with_pairs(group)
+    kept = tuple(verdict for verdict in thumbs if not _is_empty(group.answers[verdict.answer]))
+    troubles: list[Trouble] = ["empty"] * (len(thumbs) - len(kept))
+    return replace(group, verdicts=kept), troubles
+
+
 def _is_empty(answer: Answer) -> bool:
     return not answer.text.strip()
 

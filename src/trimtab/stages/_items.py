@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
+from trimtab.data.judged import Check, with_orders, with_pairs, with_thumbs
 from trimtab.errors import ConfigError
 from trimtab.model.trunk import Trunk
-from trimtab.records.types import Group, Ranking, Score, Thumb, pairs
+from trimtab.records.types import Group, Thumb, pairs
 from trimtab.tensors.tree import TokenGroup
 from trimtab.train.reference import reference_logps
 from trimtab.train.run import Run
 
 Kind = Literal["pair", "answer", "list"]
-WANTED = {
-    "pair": "nothing says which of two answers is better",
-    "answer": "no thumbs, and nothing says which of two answers is better",
-    "list": "nothing puts two or more answers in order",
+KINDS: Mapping[Kind, tuple[Check, str]] = {
+    "pair": (with_pairs, "strict preference"),
+    "answer": (with_thumbs, "thumb or strict preference"),
+    "list": (with_orders, "order of answers"),
 }
+"""What can be used of a Group for a kind of loss, and what that is called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,36 +47,17 @@ class Item:
 
 
 def make_item(kind: Kind, group: Group, tokens: TokenGroup) -> Item | None:
-    """What a loss of this kind can learn from a Group; ``None`` when its verdicts say nothing of that kind.
-
-    Answers that no verdict speaks of are left out: they would be computed for nothing.
-    """
+    """What a loss of this kind learns from a Group that its check has passed; ``None`` when verdicts cancel out."""
     match kind:
         case "pair":
-            found = pairs(group)
-            kept, place = _keep(tokens, {index for pair in found for index in (pair.better, pair.worse)})
-            judged = tuple(
-                (place[p.better], place[p.worse], 1.0 if p.probability is None else p.probability) for p in found
-            )
-            return Item(tokens=kept, pairs=judged) if judged else None
+            judged = ((p.better, p.worse, 1.0 if p.probability is None else p.probability) for p in pairs(group))
+            return Item(tokens=tokens, pairs=tuple(judged))
         case "answer":
             thumbs = liked(group)
-            kept, place = _keep(tokens, set(thumbs))
-            return Item(tokens=kept, liked=tuple((place[i], up) for i, up in thumbs.items())) if thumbs else None
+            return Item(tokens=tokens, liked=tuple(thumbs.items())) if thumbs else None
         case "list":
             scores = order(group)
-            kept, place = _keep(tokens, set(scores))
-            if len(set(scores.values())) < 2:
-                return None
-            return Item(tokens=kept, scores=tuple(scores[index] for index in sorted(place)))
-
-
-def _keep(tokens: TokenGroup, wanted: set[int]) -> tuple[TokenGroup, dict[int, int]]:
-    """Only the wanted answers, and the new place of each."""
-    order = sorted(wanted)
-    trained = None if tokens.trained is None else tuple(tokens.trained[i] for i in order)
-    kept = replace(tokens, answers=tuple(tokens.answers[i] for i in order), trained=trained)
-    return kept, {old: new for new, old in enumerate(order)}
+            return Item(tokens=tokens, scores=scores) if len(set(scores)) > 1 else None
 
 
 def liked(group: Group) -> dict[int, bool]:
@@ -94,26 +77,13 @@ def liked(group: Group) -> dict[int, bool]:
     return {index: vote > 0 for index, vote in sorted(votes.items()) if vote}
 
 
-def order(group: Group) -> dict[int, float]:
-    """A number for every answer that was put in order, higher is better.
-
-    The sum over rankings of the number of answers below minus those above, and over comparisons of wins minus losses;
-    without either, the mean of all scores.
-    """
-    found: dict[int, float] = {}
+def order(group: Group) -> tuple[float, ...]:
+    """A number for every answer, higher is better: how often it was put before another minus how often behind one."""
+    found = [0.0] * len(group.answers)
     for pair in pairs(group):
-        found[pair.better] = found.get(pair.better, 0.0) + 1
-        found[pair.worse] = found.get(pair.worse, 0.0) - 1
-    if found:
-        for verdict in group.verdicts:  # tied answers are in no pair, yet they were ranked
-            if isinstance(verdict, Ranking):
-                found |= {index: found.get(index, 0.0) for tier in verdict.order for index in tier}
-        return found
-    given: dict[int, list[float]] = {}
-    for verdict in group.verdicts:
-        if isinstance(verdict, Score):
-            given.setdefault(verdict.answer, []).extend(verdict.values.values())
-    return {index: sum(values) / len(values) for index, values in given.items() if values}
+        found[pair.better] += 1
+        found[pair.worse] -= 1
+    return tuple(found)
 
 
 def with_reference(

@@ -108,21 +108,32 @@ def compare_labels(
 ) -> list[Compared]:
     """Every pair of answers to one prompt that their labels put in order, weighted as the score weighs them.
 
-    Only attributes that both answers have count. Answers to one prompt may stand in several Groups; plain text without
-    a prompt is compared with nothing.
+    Only attributes that both answers have count. Answers to one prompt may stand in several Groups; the labels of one
+    that stands in several are averaged. Plain text without a prompt is compared with nothing.
     """
     weights = np.array([a.weight / (1.0 if scale.standardised else a.label_std) for a in card.attributes])
-    answers: dict[tuple[int, ...], list[tuple[_Scored, NDArray[np.float64]]]] = {}
+    answers: dict[tuple[int, ...], dict[tuple[int, ...], tuple[_Scored, list[list[float]]]]] = {}
     for group, item, own in zip(groups, tokens, scores, strict=True):
         for i, row in scale.table(group).items():
-            answers.setdefault(item.prompt, []).append((_Scored(group, item, i, own[i]), np.array(row)))
+            _, rows = answers.setdefault(item.prompt, {}).setdefault(
+                item.answers[i], (_Scored(group, item, i, own[i]), [])
+            )
+            rows.append(row)
     found: list[Compared] = []
     for prompt, same in answers.items():
-        for (one, ones), (other, others) in combinations(same, 2) if prompt else ():
+        labelled = [(answer, _column_means(np.array(rows))) for answer, rows in same.values()]
+        for (one, ones), (other, others) in combinations(labelled, 2) if prompt else ():
             lead = float(np.nansum(weights * (ones - others)))
             if abs(lead) > ROUNDING:
                 found.append(_compared(one, other) if lead > 0 else _compared(other, one))
     return found
+
+
+def _column_means(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of what is known in each column, (n, K) -> (K,); ``nan`` where nothing is."""
+    known = ~np.isnan(rows)
+    counts = known.sum(0)
+    return np.where(counts > 0, np.where(known, rows, 0.0).sum(0) / np.maximum(counts, 1), np.nan)
 
 
 def _compared(best: _Scored, worst: _Scored, chance: float | None = None, rater: str | None = None) -> Compared:

@@ -95,9 +95,12 @@ def policy(
         run, layout, roller, row, num_prompts=len(tokens), batch=batch, epochs=epochs, kl=kl, clip=clip,
         shaping=shaping, critic=critic, gamma=gamma, lam=lam, ptx=mixed, ptx_weight=ptx_weight, ptx_batch=ptx_batch,
     )  # fmt: skip
-    optimiser_groups = [ParameterGroup(name="actor", parameters=actor.parameters(), lr=lr)]
+    optimiser_groups = [ParameterGroup(name="actor", parameters=actor.parameters(), lr=lr, rates=actor.rates())]
     if layout.critic is not None and task.ridge is None:
-        optimiser_groups.append(ParameterGroup(name="critic", parameters=layout.critic.parameters(), lr=critic.lr))
+        value = layout.critic
+        optimiser_groups.append(
+            ParameterGroup(name="critic", parameters=value.parameters(), lr=critic.lr, rates=value.rates())
+        )
     pace = Pace(steps=steps + task.warmup, before=task.warmup)
     shown = ("rollout/score", "rollout/kl", "rollout/ended")
     fit(run, task, Optimiser(optimiser_groups), pace, show=shown)

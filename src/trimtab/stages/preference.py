@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -10,19 +11,20 @@ from pydantic import Field
 
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.data.encode import encode
+from trimtab.data.judged import Bad, read_judged
 from trimtab.errors import ConfigError, DataError
 from trimtab.model.roles import Role
-from trimtab.model.trunk import Lora, Trunk
+from trimtab.model.trunk import Trunk
+from trimtab.model.tuning import Lora, Tune
 from trimtab.records.read import read_groups
 from trimtab.records.types import best_only
 from trimtab.registry import PREFERENCE_LOSSES
 from trimtab.seeds import derive
 from trimtab.stages import Result
-from trimtab.stages._items import WANTED, Item, make_item, with_reference
+from trimtab.stages._items import KINDS, Item, make_item, with_reference
 from trimtab.stages._preference import Objective, Preference
 from trimtab.stages._texts import Texts
 from trimtab.stats.winrate import outcome, win_rate
-from trimtab.tensors.tree import TokenGroup
 from trimtab.train.loop import Pace, fit, num_steps
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.reference import answer_logps
@@ -45,6 +47,8 @@ def preference(
     sft: DataRef | None = None,
     sft_weight: float = 1.0,
     sft_batch: AtLeastOne = 8,
+    bad: Bad = "skip",
+    tune: Tune = "lora",
     lora: Lora = Lora(),  # noqa: B008 - frozen
     max_length: int = 1024,
     micro_tokens: int = 2048,
@@ -56,6 +60,7 @@ def preference(
     step, each counting the same; where thumbs are learned from, each answer. The reference is the model that training
     starts from; what it thinks of the data is computed once. ``sft`` mixes next-token learning on other texts into
     every update, ``sft_batch`` of them, weighted by ``sft_weight``. ``steps`` is for who counts steps, not ``epochs``.
+    ``bad``: leave out rows that cannot be used and count them, or stop at the first. ``tune: full`` trains all weights.
     """
     if sft is None and (sft_weight, sft_batch) != (1.0, 8):
         raise ConfigError(f"stages.{run.name}: sft_weight and sft_batch would change nothing: there is no sft")
@@ -63,30 +68,34 @@ def preference(
         raise ConfigError(f"stages.{run.name}.epochs would change nothing: there are {steps} steps")
     objective = Objective(PREFERENCE_LOSSES[method], options)
     trunk, start = Trunk.open(init, dtype=run.dtype)
-    items = _load(objective, data, trunk, start, max_length, micro_tokens, run)
-    tests = [] if heldout is None else _load(objective, heldout, trunk, start, max_length, micro_tokens, run)
-    texts: list[TokenGroup] = []
+    loader = _Loader(run, objective, trunk, start, bad, max_length, micro_tokens)
+    items, tests = loader.read(data), [] if heldout is None else loader.read(heldout)
+    # A whole model that is trained is no reference any more; what the data needs of one has been read by now.
+    reference = (
+        Role(*Trunk.open(init, dtype=run.dtype)) if tune == "full" and objective.needs_kl else Role(trunk, start)
+    )
+    tuned = trunk.trainable(tune, "preference", start, lora, seed=derive(run.seed, "lora"))
+    policy = Role(trunk, tuned.adapter)
+    texts: Texts | None = None
     if sft is not None:
-        groups = [best_only(group) for group in read_groups(sft.source).groups]
-        _, texts = encode(groups, trunk.chat, max_length=max_length, run=run, what="texts to mix in")
-    trunk.derive_adapter("preference", start, lora, seed=derive(run.seed, "lora"))
-    policy = Role(trunk, "preference")
+        groups = [best_only(group) for group in read_groups(sft.source, on_bad=bad).groups]
+        _, mixed = encode(groups, trunk.chat, max_length=max_length, run=run, what="texts to mix in")
+        texts = Texts(
+            trunk, tuned.adapter, mixed, batch=sft_batch, micro_tokens=micro_tokens, seed=derive(run.seed, "sft"),
+            weight=sft_weight, metric="sft/loss",
+        )  # fmt: skip
     task = Preference(
-        policy, Role(trunk, start), objective, items, batch=batch, micro_tokens=micro_tokens, seed=run.seed,
-        texts=Texts(trunk, "preference", texts, batch=sft_batch, micro_tokens=micro_tokens,
-                    seed=derive(run.seed, "sft"), weight=sft_weight, metric="sft/loss") if texts else None,
-    )  # fmt: skip
+        policy, reference, objective, items, batch=batch, micro_tokens=micro_tokens, seed=run.seed, texts=texts
+    )
     _check_start(task)
     before = _probe(policy, items, micro_tokens)
-    fit(
-        run, task, Optimiser([ParameterGroup(name="preference", parameters=policy.parameters(), lr=lr)]),
-        Pace(steps=steps or num_steps(len(items), batch, epochs)), show=("train/loss", "train/accuracy"),
-    )  # fmt: skip
+    learner = ParameterGroup(name="preference", parameters=tuned.parameters, lr=lr, rates=tuned.rates)
+    pace = Pace(steps=steps or num_steps(len(items), batch, epochs))
+    fit(run, task, Optimiser([learner]), pace, show=("train/loss", "train/accuracy"))
     after = _probe(policy, items, micro_tokens)
     _warn(run, before, after)
-    trunk.save_adapter("preference", run.folder)
     return Result(
-        base=init.base,
+        base=trunk.save(tuned.adapter, run.folder),
         metrics={
             "data/prompts": float(len(items)),
             "data/items": float(sum(item.size for item in items)),
@@ -97,24 +106,37 @@ def preference(
     )
 
 
-def _load(
-    objective: Objective, data: DataRef, trunk: Trunk, start: str | None, max_length: int, micro_tokens: int, run: Run
-) -> list[Item]:
-    """What the method can learn from a data set; Groups that say nothing to it are counted and said."""
-    found = read_groups(data.source).groups
-    if not any(group.verdicts for group in found):
-        raise DataError(f"{data.source}: no preferences in it: {WANTED[objective.kind]}")
-    groups, tokens = encode(found, trunk.chat, max_length=max_length, run=run, what="preferences")
-    made = [make_item(objective.kind, group, item) for group, item in zip(groups, tokens, strict=True)]
-    items = [item for item in made if item is not None]
-    if not items:
-        raise DataError(f"{data.source}: no preferences in it: {WANTED[objective.kind]}")
-    if len(items) < len(made):
-        run.note(f"{data.source}: {len(made) - len(items)} of {len(made)} groups left out: {WANTED[objective.kind]}")
-    if objective.needs_reference:
-        strangers = "baseline" in objective.columns
-        items = with_reference(items, run, trunk, start, micro_tokens=micro_tokens, strangers=strangers)
-    return items
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """What one method can learn from data, with what the reference thinks of it."""
+
+    run: Run
+    objective: Objective
+    trunk: Trunk
+    start: str | None
+    bad: Bad
+    max_length: int
+    micro_tokens: int
+
+    def read(self, data: DataRef) -> list[Item]:
+        """Read a data set; what says nothing to the method is counted and said."""
+        check, what = KINDS[self.objective.kind]
+        judged = read_judged(data.source, check, run=self.run, bad=self.bad, what=what)
+        groups, tokens = encode(
+            judged.groups, self.trunk.chat, max_length=self.max_length, run=self.run, what="preferences"
+        )
+        made = [make_item(self.objective.kind, group, item) for group, item in zip(groups, tokens, strict=True)]
+        items = [item for item in made if item is not None]
+        if not items:
+            raise DataError(f"{data.source}: no {what} in it that could be learned from: all verdicts cancel out")
+        if len(items) < len(made):
+            self.run.note(f"{data.source}: in {len(made) - len(items)} of {len(made)} groups the verdicts cancel out")
+        if self.objective.needs_reference:
+            items = with_reference(
+                items, self.run, self.trunk, self.start, micro_tokens=self.micro_tokens,
+                strangers="baseline" in self.objective.columns,
+            )  # fmt: skip
+        return items
 
 
 @torch.no_grad()

@@ -61,6 +61,9 @@ def _digest(trunk: Trunk, adapter: str | None, tokens: Sequence[TokenGroup]) -> 
     """The identity of (base, adapter's weights, precision, tokens)."""
     digest = hashlib.sha256(f"{FORMAT} {trunk.loaded.source.digest} {trunk.dtype} {adapter is None}\n".encode())
     if adapter is not None:
+        assert trunk.peft is not None
+        config = trunk.peft.peft_config[adapter]
+        digest.update(f"{config.r} {config.lora_alpha} {config.use_rslora}\n".encode())
         for name, parameter in trunk.named_adapter_parameters(adapter).items():
             digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -68,11 +69,12 @@ def test_one_answer_is_fine_tuning() -> None:
     assert torch.autograd.grad(loss.sum(), logps)[0].tolist() == [[-1.0, 0.0, 0.0]]
 
 
-def test_what_stands_off_the_mask_does_not_matter() -> None:
+@pytest.mark.parametrize("score", [1e9, 0.5, -1e9])
+def test_what_stands_off_the_mask_does_not_matter(score: float) -> None:
     """A length of zero, too: no nan in the loss or in the gradient."""
     mask = torch.tensor([[True, True, True, False]])
     logps, tokens = table(*LOGPS, -1e4), torch.tensor([[2, 4, 1, 0]])
-    loss = rrhf(logps, tokens, table(1.0, 0.0, 0.5, 1e9), mask)
+    loss = rrhf(logps, tokens, table(1.0, 0.0, 0.5, score), mask)
     assert loss.tolist() == [4.0]
     assert torch.autograd.grad(loss.sum(), logps)[0].tolist() == [[-1.5, 0.5, -1.0, 0.0]]
 
