@@ -169,6 +169,11 @@ def test_one_budget_and_what_it_needs(work: Path) -> None:
         said = refused("bakeoff.minutes=1", f"bakeoff.methods.dpo.{option}")
         assert said.startswith(f"tasting.yaml: bakeoff.methods.dpo.{option[:-2]}: the budget says how long")
         load(f"bakeoff.methods.dpo.{option}")  # without a budget it may
+    ppo = "{stage: policy, reward: sft, prompts: prompts.jsonl, epochs: 2}"
+    load("bakeoff.minutes=1", f"bakeoff.methods.ppo={ppo}")  # passes over a rollout, not over the data
+    assert "bakeoff.methods.ppo.steps: the budget" in refused(
+        "bakeoff.minutes=1", f"bakeoff.methods.ppo={ppo}", "bakeoff.methods.ppo.steps=3"
+    )
     said = refused("bakeoff.minutes=1", "bakeoff.methods.judge={stage: reward, data: preferences.jsonl}")
     assert said.startswith("tasting.yaml: bakeoff.methods.judge: stage 'reward' has no option 'steps', by which")
 

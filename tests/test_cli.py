@@ -20,10 +20,9 @@ from typer.testing import CliRunner, Result
 import trimtab
 from trimtab.cli import app
 from trimtab.listing import meaning
-from trimtab.losses.reward._registry import REWARD_LOSSES
 from trimtab.records.read import read_groups
 from trimtab.records.types import Score
-from trimtab.registry import PREFERENCE_LOSSES, STAGES
+from trimtab.registry import PREFERENCE_LOSSES, REWARD_LOSSES, STAGES
 
 TINY = ("model=tiny", "dtype=float32", "lora.rank=4", "epochs=0.1", "micro_tokens=4096")
 COMMANDS = (
@@ -145,7 +144,7 @@ def test_list_stages_says_where_the_options_of_a_method_stand() -> None:
     text = good("list", "stages")
     (after,) = re.findall(r"^preference: .*?^ and the options of its (.*?)$", text, re.MULTILINE | re.DOTALL)
     assert after == "method (a preference loss): see 'trimtab list losses'"
-    assert text.count("and the options of its") == 1  # no other stage names its method that way
+    assert re.findall(r"options of its (.*):", text) == ["method (a preference loss)", "loss (a reward loss)"]
 
 
 def test_list_losses_has_every_loss_its_options_paper_and_proof(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +312,25 @@ def test_generate_to_a_file(work: Path, tmp_path: Path) -> None:
     assert answer.logprob < 0
 
 
+@pytest.mark.parametrize("scorer", ["reward", "sft"])
+def test_generate_the_best_of_some(scorer: str, work: Path, tmp_path: Path) -> None:
+    """The first of the four answers with the highest score, by the scorer asked apart; the same on the terminal."""
+    few = ("--prompts", "demonstrations.jsonl", "max_tokens=6", "temperature=1")
+    every, best, scored = (tmp_path / f"{name}.jsonl" for name in ("every", "best", "scored"))
+    good("generate", "runs/small/sft", *few, "--k", "4", "--out", str(every))
+    chosen = ("--best-of", "4", "--scorer", f"runs/small/{scorer}")
+    good("generate", "runs/small/sft", *few, *chosen, "--out", str(best))
+    good("score", f"runs/small/{scorer}", str(every), "--out", str(scored))
+    terminal = good("generate", "runs/small/sft", *few, *chosen)
+    for group, kept in zip(read_groups(scored).groups, read_groups(best).groups, strict=True):
+        scores = [v.values["reward"] for v in group.verdicts if isinstance(v, Score)]
+        ((answer,), (verdict,)) = kept.answers, kept.verdicts
+        assert isinstance(verdict, Score)
+        assert verdict.values["reward"] == pytest.approx(max(scores), abs=1e-4)
+        assert answer.text == group.answers[scores.index(max(scores))].text
+        assert f"{verdict.values['reward']:+.3f}" in terminal
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -328,6 +346,13 @@ def test_generate_to_a_file(work: Path, tmp_path: Path) -> None:
             ("tiny", "--prompt", "x", "max_tokens=0"),
             "sampling: max_tokens=0: input should be greater than or equal to 1",
         ),
+        (("tiny", "--prompt", "x", "--best-of", "2"), "--best-of N and --scorer FOLDER go together"),
+        (("tiny", "--prompt", "x", "--scorer", "runs/small/reward"), "--best-of N and --scorer FOLDER go together"),
+        (
+            ("tiny", "--prompt", "x", "--best-of", "2", "--scorer", "runs/small/reward", "--k", "3"),
+            "--k would change nothing: --best-of keeps one answer to a prompt",
+        ),
+        (("tiny", "--prompt", "x", "--best-of", "2", "--scorer", "tiny"), "'tiny' is not a reward model"),
         (("tiny", "--prompt", "x", "--out", "a.csv"), "a.csv: cannot tell what kind of file to write"),
         (("tiny", "--prompt", "x", "--out", "no/a.jsonl"), "no/a.jsonl: there is no folder 'no'"),
     ],
@@ -366,7 +391,7 @@ def test_score(work: Path, tmp_path: Path) -> None:
 
 def test_score_refuses(work: Path) -> None:
     assert "is not a reward model" in refused("score", "tiny", "preferences.jsonl")
-    assert "holds no score_head.safetensors" in refused("score", "runs/small/sft", "preferences.jsonl")
+    assert "makes no model" in refused("score", "runs/small/evaluate", "preferences.jsonl")
     assert "there are no answers in it to score" in refused("score", "runs/small/reward", "quickstart/prompts")
 
 

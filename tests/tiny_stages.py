@@ -130,7 +130,7 @@ def policy_task(
     from trimtab.data.encode import encode
     from trimtab.model.roles import build_roles
     from trimtab.records.read import read_groups
-    from trimtab.rewards.reward_model import RewardModel
+    from trimtab.rewards.scorer import open_scorer
 
     run = make_run(folder, "policy")
     sampling = sampling or Sampling(max_tokens=6)
@@ -138,7 +138,7 @@ def policy_task(
         init, reward, layout=layout, critic=critic.start, frozen=critic.fit == "ridge", lora=LORA, seed=0,  # type: ignore[arg-type]
         dtype="float32",
     )  # fmt: skip
-    scorer = RewardModel.open(reward, trunk=roles.reward_trunk, dtype="float32")
+    scorer = open_scorer(reward, trunk=roles.reward_trunk, dtype="float32")
     actor = roles.actor
     groups, tokens = encode(
         read_groups(source.source).groups, actor.trunk.chat, max_length=512, run=run, what="prompts"

@@ -181,9 +181,11 @@ def _check_method(contest: Contest, method: str, where: str) -> None:
     stage = check_stage(method, settings, where).stage
     if not contest.limited:
         return
-    if "steps" not in STAGES[stage].options:
+    known = STAGES[stage].options
+    if "steps" not in known:
         raise ConfigError(f"{where}: stage {stage!r} has no option 'steps', by which a budget is kept")
-    for key in {"steps", "epochs"} & settings.keys():
+    clashing = {"steps", "epochs"} if known["steps"].default is None else {"steps"}  # PPO's epochs are something else
+    for key in clashing & settings.keys():
         raise ConfigError(f"{where}.{key}: the budget says how long; leave out the one or the other")
 
 
@@ -196,10 +198,8 @@ def run_bakeoff(plan: Bakeoff, rows: Path) -> Iterator[Row]:
             if any(row["seed"] == seed for row in done):
                 continue
             steps = None
-            if plan.contest.limited and method != plan.contest.start:
-                steps = (
-                    done[0]["settings"]["steps"] if done else _affordable(plan, method, seed)
-                )  # all seeds do as many
+            if plan.contest.limited and method != plan.contest.start:  # as many for every seed
+                steps = done[0]["settings"]["steps"] if done else _affordable(plan, method, seed)
             recipe = plan.recipe(method, seed, steps=steps)
             _run(plan, recipe, method)
             row = {"method": method, "seed": seed, "key": key, **_facts(plan, recipe, method)}

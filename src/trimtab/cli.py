@@ -22,6 +22,7 @@ from trimtab.errors import ConfigError, DataError, did_you_mean
 if TYPE_CHECKING:
     from trimtab.config import ModelRef, Recipe
     from trimtab.model.sampler import Sampled, Sampling, TorchSampler
+    from trimtab.model.trunk import Trunk
     from trimtab.records.types import Group, Message
 
 app = typer.Typer(
@@ -145,20 +146,30 @@ def generate(
     output: Annotated[Path | None, typer.Option("--out", help="Write Groups to this file.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same answers.")] = 0,
+    best_of: Annotated[int | None, typer.Option(min=2, help="Sample so many and keep the best by --scorer.")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="The folder of a stage that scores: a reward, an ensemble.")
+    ] = None,
 ) -> None:
     """Answer prompts with a model. Settings: max_tokens, temperature, top_p, top_k."""
     from trimtab.records.codec import write_groups
-    from trimtab.records.types import Answer
+    from trimtab.records.types import Answer, Score
 
+    if (best_of is None) != (scorer is None):
+        raise ConfigError("--best-of N and --scorer FOLDER go together: the scorer says which of the N is best")
+    if best_of is not None and k != 1:
+        raise ConfigError("--k would change nothing: --best-of keeps one answer to a prompt")
     groups = _prompts(prompt or [], prompts)
     _check_target(output)
+    judge = None if scorer is None else _find(scorer)
     sampler, sampling = _sampler(model, settings or [])
     chat = sampler.trunk.chat
+    count = best_of or k
     live = Live(err)
-    live.begin("answering", len(groups) * k, "answer")
+    live.begin("answering", len(groups) * count, "answer")
     try:
         sampled = sampler.sample(
-            [chat.prompt(group.prompt) for group in groups], k=k, sampling=sampling, seed=seed,
+            [chat.prompt(group.prompt) for group in groups], k=count, sampling=sampling, seed=seed,
             progress=lambda done: live.advance(done, {}),
         )  # fmt: skip
     finally:
@@ -168,13 +179,30 @@ def generate(
         return Answer(text=chat.decode(a.tokens), finish=a.finish, model=model, logprob=sum(a.logps))
 
     answered = [g.with_answers(tuple(map(record, own))) for g, own in zip(groups, sampled, strict=True)]
+    if judge is not None:
+        answered = _best(answered, judge, sampler.trunk)
     if output is not None:
         out.print(words(f"{write_groups(output, answered):,} groups written to {output}"))
         return
     for group in answered:
         out.print(words(group.prompt[-1].content, style="bold"))
         for answer in group.answers:
-            out.print(Text("  ") + _answer(answer.text, answer.finish))
+            said = [f"{value:+.3f}  " for v in group.verdicts if isinstance(v, Score) for value in v.values.values()]
+            out.print(Text("  " + "".join(said)) + _answer(answer.text, answer.finish))
+
+
+def _best(answered: Sequence[Group], scorer: ModelRef, trunk: Trunk) -> list[Group]:
+    """The best of each prompt's answers by a scorer, on the sampler's trunk when that is its base."""
+    from trimtab.rewards.best_of import best_of
+    from trimtab.rewards.scorer import open_scorer
+
+    opened = open_scorer(scorer, trunk=trunk if scorer.base == trunk.loaded.source.ref else None)
+    return best_of(answered, opened.score(answered), rater=_rater(scorer))
+
+
+def _rater(scorer: ModelRef) -> str:
+    """Who says it, in a verdict."""
+    return f"reward:{scorer.artifact.key[:12] if scorer.artifact else scorer.name}"
 
 
 @app.command(epilog="Example: trimtab chat smollm2-135m-instruct temperature=0.5")
@@ -206,23 +234,27 @@ def chat(model: SampledModel, settings: Settings = None) -> None:
 
 @app.command(epilog="Example: trimtab score runs/quickstart/reward answers.jsonl --out scored.jsonl")
 def score(
-    model: Annotated[str, typer.Argument(help="The folder of a reward stage.")],
+    model: Annotated[str, typer.Argument(help="The folder of a stage that scores: a reward, an ensemble, a policy.")],
     source: Source,
     output: Annotated[Path | None, typer.Option("--out", help="Write Groups with Score verdicts to this file.")] = None,
 ) -> None:
-    """Score answers with a reward model: higher is better, 0 is the mean of its training answers."""
+    """Score answers: higher is better; a reward model's 0 is the mean of its training answers.
+
+    A model of a preference or sft stage scores by its own probabilities: by how much likelier training has made an
+    answer, or, without a reference, by its mean log-probability a token.
+    """
     from trimtab.records.codec import write_groups
     from trimtab.records.read import read_groups
     from trimtab.records.types import Score
-    from trimtab.rewards.reward_model import RewardModel
+    from trimtab.rewards.scorer import open_scorer
 
     groups = read_groups(source).groups
     if not any(group.answers for group in groups):
         raise DataError(f"{source}: there are no answers in it to score")
     _check_target(output)
     reference = _find(model)
-    scores = RewardModel.open(reference).score(groups)
-    rater = f"reward:{reference.artifact.key[:12] if reference.artifact else model}"
+    scores = open_scorer(reference).score(groups)
+    rater = _rater(reference)
     if output is None:
         for group, row in zip(groups, scores, strict=True):
             out.print(words(group.prompt[-1].content if group.prompt else group.id, style="bold"))

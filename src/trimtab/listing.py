@@ -15,12 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.config import ModelRef, as_word
-from trimtab.losses.reward._registry import REWARD_LOSSES
 from trimtab.model.bundled import BUNDLED
 from trimtab.model.hardware import Hardware
 from trimtab.records.formats import FORMATS
 from trimtab.records.writers import WRITERS
-from trimtab.registry import ADVANTAGES, POLICY_LOSSES, PREFERENCE_LOSSES, STAGES, Entry, Folder
+from trimtab.registry import ADVANTAGES, POLICY_LOSSES, PREFERENCE_LOSSES, REWARD_LOSSES, STAGES, Entry, Folder
 from trimtab.stages._methods import METHODS
 
 

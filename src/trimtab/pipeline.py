@@ -135,6 +135,7 @@ def _run_stage(recipe: Recipe, config: StageConfig, store: Store, done: Mapping[
             "config": {k: _plain(v) for k, v in config.settings.items()},
             "inputs": inputs,
             "base": result.base,
+            "model": recipe.model,
             "metrics": result.metrics,
             "notes": run.notes,
             "seed": recipe.seed,

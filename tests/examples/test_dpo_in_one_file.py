@@ -160,7 +160,8 @@ def test_the_same_story(
 def beginning(root: Path, start: str) -> dict[str, Tensor]:
     """The weights that training began with; of a fresh adapter's A, which is drawn, zeros."""
     if start == "sft":
-        return load_file(root / "sft" / "adapter_model.safetensors")
+        before: dict[str, Tensor] = load_file(root / "sft" / "adapter_model.safetensors")
+        return before
     return {name: torch.zeros_like(weight) for name, weight in stage(root, start).weights.items()}
 
 

@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 STEPS, BATCH, SEED, RATE = 20, 3, 1, 5e-3
-TOLERANCE = 1e-3
+TOLERANCE = 1e-3  # measured: 1e-7 (ORPO) to 9e-5 (robust DPO, near a loss of 0)
 # Seven pairs and three a step: batches run over the ends of epochs.
 PAIRS = (
     ("What is tea?", "A leaf.", "NoNo"),
@@ -200,20 +200,20 @@ def test_pairs_with_a_reference(
 def test_smoothed_labels(start: Start, tmp_path: Path) -> None:
     """TRL's sigmoid ignores label smoothing; its AOT, which sorts a batch, is that loss where a batch is a pair."""
     mine = ours(start, pairs_file(tmp_path, PAIRS), tmp_path / "ours", "cdpo", beta=0.3, label_smoothing=0.2)
-    options = {"loss_type": "aot", "beta": 0.3, "label_smoothing": 0.2}
+    options: dict[str, Any] = {"loss_type": "aot", "beta": 0.3, "label_smoothing": 0.2}
     same_curve(mine, theirs(DPO, start, in_our_order(start, PAIRS), tmp_path / "theirs", parts=BATCH, **options))
 
 
 def test_dpo_beside_likelihood(start: Start, tmp_path: Path) -> None:
     """TRL's mean is over a batch's tokens, ours over each answer's: the same where a batch is a pair."""
     mine = ours(start, pairs_file(tmp_path, PAIRS), tmp_path / "ours", "rpo", beta=0.3, alpha=0.5)
-    options = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.3}
+    options: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.3}
     same_curve(mine, theirs(DPO, start, in_our_order(start, PAIRS), tmp_path / "theirs", parts=BATCH, **options))
 
 
 def test_simpo(start: Start, tmp_path: Path) -> None:
     mine = ours(start, pairs_file(tmp_path, PAIRS), tmp_path / "ours", "simpo", beta=2.5, gamma=0.8)
-    options = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.5, "simpo_gamma": 0.8}
+    options: dict[str, Any] = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.5, "simpo_gamma": 0.8}
     rows = in_our_order(start, PAIRS)
     same_curve(mine, theirs(("CPOTrainer", "CPOConfig"), start, rows, tmp_path / "theirs", **options))
 
@@ -238,7 +238,7 @@ def test_kto(start: Start, tmp_path: Path) -> None:
         tiny.row(f"t{i}", q, [a], [{"kind": "thumb", "answer": 0, "up": up}]) for i, (q, a, up) in enumerate(thumbs)
     ]
     data = tiny.write_rows(tmp_path / "thumbs.jsonl", rows)
-    weights = {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.75}
+    weights: dict[str, Any] = {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.75}
     mine = ours(start, data, tmp_path / "ours", "kto", batch=len(rows), **weights)
     baselines = [row["train/baseline"] for row in tiny.metrics(tmp_path / "ours")]
     assert baselines[0] < 1e-4 < 1e-2 < max(baselines)

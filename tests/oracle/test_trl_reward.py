@@ -15,10 +15,10 @@ from torch import Tensor
 import tiny_stages as tiny
 from trimtab.data.encode import encode
 from trimtab.data.judged import read_judged, with_pairs
-from trimtab.losses.reward._registry import REWARD_LOSSES
 from trimtab.losses.reward._terms import centering
 from trimtab.losses.reward.bradley_terry import bradley_terry
 from trimtab.model.trunk import ScalarHead, Trunk
+from trimtab.registry import REWARD_LOSSES
 from trimtab.stages._reward_task import Pairs, Task
 from trimtab.tensors.tree import TokenGroup
 from trimtab.train.optim import Optimiser, ParameterGroup

@@ -79,7 +79,7 @@ def test_every_method_learns(tmp_path: Path, tuned: ModelRef, method: str) -> No
     assert rows[-1]["train/accuracy"] > max(rows[0]["train/accuracy"], 0.7)
     assert rows[-1]["rewards/chosen"] > rows[-1]["rewards/rejected"]
     assert result.base == tuned.base
-    assert not tiny.same_weights(tmp_path, Path(str(tuned.artifact and tuned.artifact.folder)))
+    assert not tiny.same_weights(tmp_path, folder_of(tuned))
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto", "rrhf"])

@@ -15,10 +15,10 @@ from trimtab.config import DataRef
 from trimtab.data.encode import encode
 from trimtab.data.judged import read_judged, with_pairs
 from trimtab.errors import ConfigError, DataError, InvariantError
-from trimtab.losses.reward._registry import REWARD_LOSSES
 from trimtab.model.trunk import ScalarHead, Trunk
 from trimtab.records.read import read_groups
 from trimtab.records.types import Group
+from trimtab.registry import REWARD_LOSSES
 from trimtab.rewards.reward_model import CARD, Card, RewardModel
 from trimtab.stages._reward_task import Pairs, Task
 from trimtab.stages.reward import _measure, reward

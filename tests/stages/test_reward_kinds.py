@@ -17,10 +17,10 @@ from trimtab.config import DataRef, check_recipe
 from trimtab.data.encode import encode
 from trimtab.data.judged import read_judged, with_labels, with_orders
 from trimtab.errors import ConfigError, DataError, ModelError
-from trimtab.losses.reward._registry import REWARD_LOSSES
 from trimtab.losses.reward.plackett_luce import plackett_luce
 from trimtab.model.trunk import ScalarHead, Trunk
 from trimtab.records.read import read_groups
+from trimtab.registry import REWARD_LOSSES
 from trimtab.rewards.reward_model import ATTRIBUTE_HEADS, CARD, AttributeHeads, RewardModel
 from trimtab.stages._reward_labels import LabelScale
 from trimtab.stages._reward_task import Labels, Orders, Task

@@ -39,7 +39,7 @@ def trunk_with(model: Path, *, seed: int = 1, alpha: float = 8, dtype: str = "fl
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trunk.adapter_parameters("start"):
-            parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+            parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
     return trunk
 
 

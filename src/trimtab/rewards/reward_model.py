@@ -26,6 +26,7 @@ from trimtab.config import ModelRef, check_options
 from trimtab.errors import ModelError
 from trimtab.model.trunk import ScalarHead, Trunk
 from trimtab.records.types import Group
+from trimtab.rewards.reading import same_tokens, score_groups
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 
 CARD = "score_head.json"
@@ -102,15 +103,27 @@ class RewardModel:
         heads = None if heads is None else heads.to(device)
         return cls(trunk, trunk.adopt(model), head.to(device), card=card, heads=heads)
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter, the head, the card, and the attributes' heads where there are any."""
-        assert self.adapter is not None
-        self.trunk.save_adapter(self.adapter, folder)
+    def save(self, folder: Path) -> str:
+        """Write the adapter (or the whole model), the head, the card, and the attributes' heads where there are any.
+
+        Returns what the manifest calls the base (``Trunk.save``).
+        """
+        base = self.trunk.save(self.adapter, folder)
         self.head.save(folder)
         if self.heads is not None:
             state = {name: value.detach().clone().contiguous() for name, value in self.heads.state_dict().items()}
             save_file(state, folder / ATTRIBUTE_HEADS)
         write_json(folder / CARD, dataclasses.asdict(self.card))
+        return base
+
+    @property
+    def trunks(self) -> tuple[Trunk, ...]:
+        """The model that it reads with."""
+        return (self.trunk,)
+
+    def reads(self, trunk: Trunk) -> bool:
+        """Tell whether it can be handed this trunk's tokens."""
+        return same_tokens(self.trunk, trunk)
 
     def is_on(self, trunk: Trunk, adapter: str | None) -> bool:
         """Tell whether this adapter of this trunk is the one that the scores are read from."""
@@ -124,7 +137,7 @@ class RewardModel:
 
     def score(self, groups: Sequence[Group]) -> list[list[float]]:
         """Scores of every answer of every Group; text is tokenised with this model's own tokenizer and template."""
-        return self.score_tokens([self.trunk.chat.group(group) for group in groups])
+        return score_groups(self.trunk, groups, self.score_batch, micro_tokens=self.micro_tokens)
 
     def score_tokens(self, tokens: Sequence[TokenGroup]) -> list[list[float]]:
         """Scores of every answer of every Group of this model's own tokens."""

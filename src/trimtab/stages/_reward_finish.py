@@ -22,7 +22,7 @@ LEARNED_NOTHING = "gives every answer the same score: it has learned nothing"
 
 @torch.no_grad()
 def finish_score(
-    trunk: Trunk, adapter: str, head: ScalarHead, loss: str, tokens: Sequence[TokenGroup], *, limit: int = 64
+    trunk: Trunk, adapter: str | None, head: ScalarHead, loss: str, tokens: Sequence[TokenGroup], *, limit: int = 64
 ) -> RewardModel:
     """Fold gain and bias into the head: r' = (r - mean) / std (Ziegler et al., 2019)."""
     found = _outputs(trunk, adapter, head, tokens, limit)  # (n,)
@@ -35,7 +35,7 @@ def finish_score(
 
 @torch.no_grad()
 def finish_attributes(
-    trunk: Trunk, adapter: str, heads: AttributeHeads, loss: str, tokens: Sequence[TokenGroup], *,
+    trunk: Trunk, adapter: str | None, heads: AttributeHeads, loss: str, tokens: Sequence[TokenGroup], *,
     scale: LabelScale, weights: Mapping[str, float] | None = None, limit: int = 64,
 ) -> RewardModel:  # fmt: skip
     """Sum the attributes' heads into one score; the heads themselves stay as they are.
@@ -76,7 +76,12 @@ def finish_attributes(
 
 
 def _outputs(
-    trunk: Trunk, adapter: str, head: nn.Module, tokens: Sequence[TokenGroup], limit: int, micro_tokens: int = 4096
+    trunk: Trunk,
+    adapter: str | None,
+    head: nn.Module,
+    tokens: Sequence[TokenGroup],
+    limit: int,
+    micro_tokens: int = 4096,
 ) -> Tensor:
     """What a head says of the answers of about ``limit`` Groups at a fixed stride: (n,) or (n, K), float64."""
     chosen = tokens[:: max(1, len(tokens) // limit)]

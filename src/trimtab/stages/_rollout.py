@@ -17,6 +17,7 @@ from trimtab.model.roles import Role, Roles
 from trimtab.model.sampler import Sampled, Sampler, Sampling
 from trimtab.records.types import Answer, Group
 from trimtab.rewards.reward_model import RewardModel
+from trimtab.rewards.scorer import Scorer
 from trimtab.seeds import derive
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 from trimtab.train.run import release_memory
@@ -62,15 +63,15 @@ class Roller:
     """Makes rollouts: the prompts, the sampler, the models that read the answers."""
 
     def __init__(
-        self, roles: Roles, sampler: Sampler, reward: RewardModel, groups: Sequence[Group],
+        self, roles: Roles, sampler: Sampler, reward: Scorer, groups: Sequence[Group],
         tokens: Sequence[TokenGroup], *, k: int, sampling: Sampling, minibatches: int, micro_tokens: int, seed: int,
     ) -> None:  # fmt: skip
         self.roles, self.sampler, self.reward = roles, sampler, reward
         self.groups, self.tokens = groups, tokens
         self.k, self.sampling, self.minibatches = k, sampling, minibatches
         self.micro_tokens, self.seed = micro_tokens, seed
-        # One tokenizer: the reward model reads the very tokens that were sampled. Another: it reads their text.
-        self._same_tokens = reward.trunk.loaded.source.digest == roles.actor.trunk.loaded.source.digest
+        # One tokenizer: the scorer reads the very tokens that were sampled. Another: it reads their text.
+        self._same_tokens = reward.reads(roles.actor.trunk)
 
     @torch.no_grad()
     def roll(self, step: int, chosen: Sequence[int], progress: Callable[[int], None] | None = None) -> Rollout:
@@ -90,7 +91,7 @@ class Roller:
         actor, temperature = self.roles.actor, self.sampling.temperature
 
         critic = self.roles.critic
-        one_pass = critic is not None and self._same_tokens and self.reward.is_on(critic.trunk, critic.adapter)
+        shared = self._on_the_critic()
         logps, entropy, ref_logps, values, features, scores = [], [], [], [], [], []
         for micro in micros:
             with actor.trunk.using(actor.adapter):
@@ -107,9 +108,9 @@ class Roller:
                 features.append(hidden[micro.batch.predictor])
                 if critic.head is not None:
                     values.append(micro.table(critic.head(features[-1]), width))
-                if one_pass:
-                    scores.append(self.reward.head(hidden[micro.batch.last]))
-            if self._same_tokens and not one_pass:
+                if shared is not None:
+                    scores.append(shared.head(hidden[micro.batch.last]))
+            if self._same_tokens and shared is None:
                 scores.append(self.reward.score_batch(micro.batch))
         if not self._same_tokens:
             scores.append(self._score_text(chosen, answers))
@@ -134,6 +135,13 @@ class Roller:
             ended=torch.tensor([a.finish == "stop" for a in flat], device=found.device),
             lengths=torch.tensor([float(len(a.tokens)) for a in flat], device=found.device),
         )
+
+    def _on_the_critic(self) -> RewardModel | None:
+        """The reward model, when its scores can be read from the hidden states that the critic reads."""
+        critic, reward = self.roles.critic, self.reward
+        if critic is None or not isinstance(reward, RewardModel) or not self._same_tokens:
+            return None
+        return reward if reward.is_on(critic.trunk, critic.adapter) else None
 
     def _cut(self, items: Sequence[TokenGroup]) -> tuple[tuple[Micro, ...], ...]:
         """Minibatches of whole Groups, each cut into micro-batches."""

@@ -23,7 +23,7 @@ from trimtab.records.types import Answer, Group
 from trimtab.rewards.checks import CHECKS
 from trimtab.rewards.encoder import encoder, remembered
 from trimtab.rewards.encoder_judge import EncoderJudge
-from trimtab.rewards.reward_model import RewardModel
+from trimtab.rewards.scorer import open_scorer
 from trimtab.seeds import derive
 from trimtab.stages import Result
 from trimtab.stats.sequential import always_valid
@@ -167,8 +167,8 @@ def _mean(values: Sequence[bool]) -> float:
 
 
 def _reward_means(run: Run, reward: ModelRef, groups: Sequence[Group], answers: Samples) -> dict[str, float]:
-    """What the reward model thinks of each model's answers: high here and level at the judge is over-optimisation."""
-    model = RewardModel.open(reward, dtype=run.dtype)
+    """What the scorer thinks of each model's answers: high here and level at the judge is over-optimisation."""
+    model = open_scorer(reward, dtype=run.dtype)
     means: dict[str, float] = {}
     for name, rows in answers.items():
         judged = [

@@ -16,7 +16,8 @@ from trimtab.model.sampler import Sampling, TorchSampler
 from trimtab.model.trunk import Lora
 from trimtab.records.read import read_groups
 from trimtab.records.types import best_only
-from trimtab.rewards.reward_model import RewardModel
+from trimtab.rewards.reading import ADAPTER
+from trimtab.rewards.scorer import open_scorer
 from trimtab.seeds import derive
 from trimtab.stages import Result
 from trimtab.stages._methods import METHODS, Method
@@ -68,7 +69,9 @@ def policy(
     if method not in METHODS:
         raise ConfigError(f"stages.{run.name}.method: no method {method!r}{did_you_mean(method, METHODS)}")
     row = METHODS[method]
-    _check(run, row, answers=answers, batch=batch, minibatches=minibatches, sampling=sampling)
+    _check(
+        run, row, reward=reward, critic=critic, answers=answers, batch=batch, minibatches=minibatches, sampling=sampling
+    )
     _check_idle(run, method, row, locals())
     layout = build_roles(
         init, reward, layout=roles, critic=critic.start if row.critic else None, frozen=critic.fit == "ridge",
@@ -76,7 +79,7 @@ def policy(
     )  # fmt: skip
     actor = layout.actor
     trunk = actor.trunk
-    scorer = RewardModel.open(reward, trunk=layout.reward_trunk, dtype=run.dtype)
+    scorer = open_scorer(reward, trunk=layout.reward_trunk, dtype=run.dtype)
     groups, tokens = encode(
         [group.with_answers(()) for group in read_groups(prompts.source).groups],
         trunk.chat, max_length=max_length - sampling.max_tokens, run=run, what="prompts",
@@ -106,13 +109,21 @@ def policy(
     fit(run, task, Optimiser(optimiser_groups), pace, show=shown)
     assert actor.adapter is not None
     trunk.save_adapter(actor.adapter, run.folder)
-    trunks = {id(t) for t in (*layout.trunks(), scorer.trunk)}
+    trunks = {id(t) for t in (*layout.trunks(), *scorer.trunks)}
     return Result(base=init.base, metrics={"data/prompts": len(tokens), "memory/trunks": len(trunks)})
 
 
-def _check(run: Run, row: Method, *, answers: int, batch: int, minibatches: int, sampling: Sampling) -> None:
+def _check(
+    run: Run, row: Method, *, reward: ModelRef, critic: Critic, answers: int, batch: int, minibatches: int,
+    sampling: Sampling,
+) -> None:  # fmt: skip
     """Refuse what cannot work, before a model is loaded; say what works less well than it seems."""
     where = f"stages.{run.name}"
+    made = reward.artifact
+    if row.critic and critic.start == "reward" and made and not (made.whole or (made.folder / ADAPTER).is_file()):
+        raise ConfigError(
+            f"{where}.critic.start: {reward.name!r} ({made.stage}) has no adapter of its own to start from"
+        )
     if not sampling.temperature > 0:
         raise ConfigError(
             f"{where}.sampling.temperature: a policy learns from what it samples, so it must be above 0, "

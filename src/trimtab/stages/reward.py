@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any
 
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.data.encode import encode
 from trimtab.data.judged import Bad, Check, Judged, read_judged, with_labels, with_orders, with_pairs
 from trimtab.errors import ConfigError, DataError, did_you_mean
-from trimtab.losses.reward._registry import REWARD_LOSSES
-from trimtab.model.trunk import Lora, ScalarHead, Trunk
+from trimtab.model.trunk import ScalarHead, Trunk
+from trimtab.model.tuning import Lora, Tune
 from trimtab.records.types import Group, Score
-from trimtab.registry import Entry
+from trimtab.registry import REWARD_LOSSES, Entry
 from trimtab.rewards.reward_model import AttributeHeads, RewardModel
 from trimtab.seeds import derive
 from trimtab.stages import Result
@@ -27,6 +28,7 @@ from trimtab.train.loop import Pace, fit, num_steps
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.run import Run
 
+FULL_LR = 1e-5
 WANTED: Mapping[Kind, str] = {"pairs": "strict preference", "orders": "order of answers", "labels": "label"}
 
 
@@ -36,7 +38,7 @@ def reward(
     data: DataRef,
     heldout: DataRef | None = None,
     init: ModelRef = BASE,
-    loss: str = "bradley_terry",
+    loss: Annotated[str, REWARD_LOSSES] = "bradley_terry",
     attributes: tuple[str, ...] = (),
     weights: Mapping[str, float] | None = None,
     per_rater: bool = False,
@@ -47,9 +49,11 @@ def reward(
     margin: float = 0.0,
     center: float = 0.01,
     bad: Bad = "skip",
+    tune: Tune = "lora",
     lora: Lora = Lora(),  # noqa: B008 - frozen
     max_length: int = 1024,
     micro_tokens: int = 2048,
+    **options: Any,
 ) -> Result:
     """Fit r(x, y) to preferences (Bradley-Terry; InstructGPT eq. 1), to rankings, or to numbers that raters gave.
 
@@ -65,15 +69,20 @@ def reward(
     ``weights`` makes it a weighted sum (attributes without a weight: 0).
 
     After training, scores are shifted and scaled to mean 0 and deviation 1 over a sample of the training answers
-    (Ziegler et al., 2019). What they were before is kept in the card beside the head.
+    (Ziegler et al., 2019). What they were before is kept in the card beside the head. ``tune`` trains an adapter
+    (``lora``) or all weights (``full``): the result is then a whole model, and a tenth of the rate is usual.
     """
     entry = REWARD_LOSSES[loss]
+    if options:  # of a loss of the user's own
+        entry = replace(entry, function=partial(entry.function, **options))
     _check_idle(run, entry, locals())
     source = _Source(kind_of(entry), attributes, loss, bad, max_length)
     found = source.read(run, data)
     tests = None if heldout is None else source.read(run, heldout)
     trunk, adapter = Trunk.open(init, dtype=run.dtype)
-    trunk.derive_adapter("reward", adapter, lora, seed=derive(run.seed, "lora"))
+    tuned = trunk.trainable(tune, "reward", adapter, lora, seed=derive(run.seed, "lora"))
+    if tune == "full" and lr > FULL_LR:
+        run.note(f"lr {lr:g} is an adapter's rate; all weights are usually trained at {FULL_LR:g} or less")
     groups, tokens = source.encode(run, trunk, found)
     judged = None if tests is None else source.encode(run, trunk, tests)
     scale: LabelScale | None = None
@@ -87,21 +96,19 @@ def reward(
     task = Task(trunk, head, objective, groups, tokens, batch=batch, micro_tokens=micro_tokens, seed=run.seed)
     optimiser = Optimiser(
         [
-            ParameterGroup(
-                name="adapter", parameters=trunk.train_adapter("reward"), lr=lr, rates=trunk.rates("reward", lora)
-            ),
+            ParameterGroup(name="adapter", parameters=tuned.parameters, lr=lr, rates=tuned.rates),
             ParameterGroup(name="head", parameters=list(head.parameters()), lr=head_lr),
         ]
     )
-    with trunk.using("reward"):
+    with trunk.using(tuned.adapter):
         task.check_start()
         pace = Pace(steps=num_steps(len(tokens), batch, epochs))
         fit(run, task, optimiser, pace, show=("train/loss", "train/accuracy"))
     if isinstance(head, ScalarHead):
-        model = finish_score(trunk, "reward", head, loss, tokens)
+        model = finish_score(trunk, tuned.adapter, head, loss, tokens)
     else:
         assert scale is not None
-        model = finish_attributes(trunk, "reward", head, loss, tokens, scale=scale, weights=weights)
+        model = finish_attributes(trunk, tuned.adapter, head, loss, tokens, scale=scale, weights=weights)
     metrics = {
         f"data/{source.kind}": float(sum(map(_size, groups))),
         "data/left_out": float(found.rows - len(groups)),
@@ -110,8 +117,7 @@ def reward(
     }
     if judged is not None:
         metrics |= _measure(model, *judged, scale)
-    model.save(run.folder)
-    return Result(base=init.base, metrics=metrics)
+    return Result(base=model.save(run.folder), metrics=metrics)
 
 
 def _check_idle(run: Run, entry: Entry, given: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def bradley_terry(
-    better: Tensor, worse: Tensor, *, margin: Tensor | float = 0.0, probability: Tensor | float = 1.0
+    better: Tensor, worse: Tensor, margin: Tensor | float = 0.0, probability: Tensor | float = 1.0
 ) -> Tensor:
     """Negative log-likelihood that ``better`` beats ``worse``, per pair, (P,), (P,) -> (P,).
 
