@@ -81,7 +81,8 @@ def test_ridge_finds_a_linear_rule_again() -> None:
     assert found.explained > 0.999
     torch.testing.assert_close(found.weight, rule.double(), rtol=1e-4, atol=1e-4)
     noise = fit_attribute(x, torch.randn(200, generator=generator), torch.arange(200), seed=0)
-    assert noise.ridge >= 100.0  # what cannot be foreseen is shrunk
+    assert noise.explained < 0.3
+    assert noise.ridge > found.ridge  # what cannot be foreseen is shrunk
 
 
 @given(st.integers(0, 10_000), st.floats(0, 0.9))
@@ -105,7 +106,7 @@ def test_verbosity_itself_is_beyond_the_grid() -> None:
     verbosity = torch.linspace(0, 1, 9)
     assert penalty_of(2 * verbosity, verbosity, threshold=0.03) == 1.0
     assert penalty_of(-verbosity, verbosity, threshold=0.03) == 0.0
-    assert penalty_of(0.4 * verbosity, verbosity, threshold=0.03) == pytest.approx(0.4)
+    assert penalty_of(0.5 * verbosity, verbosity, threshold=0.03) == 0.5
 
 
 @given(st.integers(1, 6), st.integers(0, 2), st.floats(0.1, 20))

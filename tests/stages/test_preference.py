@@ -189,8 +189,9 @@ def test_rewards_are_those_of_the_saved_adapter(tmp_path: Path, tuned: ModelRef)
     assert row["logps/chosen"] == pytest.approx(sum(mine[a] for a, _ in pairs) / 5, rel=1e-5)
     assert row["train/accuracy"] == pytest.approx(float((margins > 0).double().mean()))
     losses = -F.logsigmoid(margins)
-    assert row["train/loss"] == pytest.approx(float(losses.mean()), abs=1e-4)
-    assert float(losses @ torch.tensor(weights, dtype=torch.float64)) != pytest.approx(float(losses.mean()), abs=1e-6)
+    minimised = float(losses @ torch.tensor(weights, dtype=torch.float64))  # every prompt counts the same
+    assert row["train/loss"] == pytest.approx(minimised, abs=1e-4)
+    assert minimised != pytest.approx(float(losses.mean()), abs=1e-3)
 
 
 def test_ktos_baseline_is_the_drift_on_the_next_prompts_answer(tmp_path: Path, tuned: ModelRef) -> None:

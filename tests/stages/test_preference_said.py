@@ -106,7 +106,7 @@ def test_the_chosen_answers_becoming_less_likely_is_said(tmp_path: Path, tuned: 
         if method == "dpo":
             assert notes == [
                 f"the chosen answers became less likely, from {found[BEFORE]:.2f} to {found[AFTER]:.2f} nats a token: "
-                "the model has moved to a third kind of answer; dpop, rpo or sft (with sft_weight) hold it"
+                "the model moves to a third kind of answer; method=dpop holds them, or sft with sft_weight"
             ]
         else:
             assert not notes

@@ -159,10 +159,11 @@ class GatedReward:
         if trunk is None:
             trunk = Trunk.load(model.base, dtype=dtype)
         attributes = Attributes(state.pop("weight"), state.pop("debias"), longest=card.longest)
-        gate = Gate(
-            trunk.hidden_size, len(card.attributes), hidden=card.hidden, layers=card.layers,
-            temperature=card.temperature,
-        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):  # what it draws is overwritten, and nobody else's draws move
+            gate = Gate(
+                trunk.hidden_size, len(card.attributes), hidden=card.hidden, layers=card.layers,
+                temperature=card.temperature,
+            )  # fmt: skip
         gate.load_state_dict({name.removeprefix("gate/"): tensor for name, tensor in state.items()})
         return cls(trunk, adopt(trunk, model), attributes.to(trunk.device), gate.to(trunk.device), card)
 

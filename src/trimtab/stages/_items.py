@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.data.judged import Check, with_orders, with_pairs, with_thumbs
 from trimtab.errors import ConfigError
 from trimtab.model.trunk import Trunk
-from trimtab.records.types import Group, Thumb, pairs
+from trimtab.records.types import Group, Pair, Thumb, pairs
 from trimtab.tensors.tree import TokenGroup
 from trimtab.train.reference import reference_logps
 from trimtab.train.run import Run
@@ -50,14 +50,23 @@ def make_item(kind: Kind, group: Group, tokens: TokenGroup) -> Item | None:
     """What a loss of this kind learns from a Group that its check has passed; ``None`` when verdicts cancel out."""
     match kind:
         case "pair":
-            judged = ((p.better, p.worse, 1.0 if p.probability is None else p.probability) for p in pairs(group))
-            return Item(tokens=tokens, pairs=tuple(judged))
+            return Item(tokens=tokens, pairs=tuple(map(_likelier, pairs(group))))
         case "answer":
             thumbs = liked(group)
-            return Item(tokens=tokens, liked=tuple(thumbs.items())) if thumbs else None
+            kept = replace(
+                tokens, answers=tuple(tokens.answers[i] for i in thumbs),
+                trained=None if tokens.trained is None else tuple(tokens.trained[i] for i in thumbs),
+            )  # fmt: skip
+            return Item(tokens=kept, liked=tuple(enumerate(thumbs.values()))) if thumbs else None
         case "list":
             scores = order(group)
             return Item(tokens=tokens, scores=scores) if len(set(scores)) > 1 else None
+
+
+def _likelier(pair: Pair) -> tuple[int, int, float]:
+    """A strict preference as (better, worse, probability): of a soft label, the likelier side is the better one."""
+    chance = 1.0 if pair.probability is None else pair.probability
+    return (pair.better, pair.worse, chance) if chance >= 0.5 else (pair.worse, pair.better, 1 - chance)
 
 
 def liked(group: Group) -> dict[int, bool]:

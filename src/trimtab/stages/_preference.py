@@ -83,6 +83,7 @@ class Micro:
 
     ``index`` is (P, 2) of better and worse for pairs, (I,) for answers, (G, K) for lists, padded with any answer where
     ``mask`` is False. ``weight`` is an item's share of the update: it sums to 1 over the update's micro-batches.
+    ``units`` counts what counts the same (prompts, or answers) here, ``whole`` in the update.
     """
 
     batch: TreeBatch
@@ -92,6 +93,8 @@ class Micro:
     weight: Tensor  # (items,)
     ref_logps: Tensor  # (A,), empty without a reference
     baseline: Tensor  # ()
+    units: int
+    whole: int
 
     def to(self, device: torch.device) -> Micro:
         """The same on a device."""
@@ -167,6 +170,8 @@ class Preference:
             weight=torch.tensor(weight),
             ref_logps=torch.cat(known) if known else torch.zeros(0),
             baseline=baseline,
+            units=sum(item.size for item in items) if single else len(items),
+            whole=whole,
         )
 
     def learn(self, micro: Micro) -> dict[str, Tensor]:
@@ -174,8 +179,10 @@ class Preference:
         micro = micro.to(self.policy.trunk.device)
         numbers = self.numbers(micro)
         losses = self.losses(numbers, micro)  # (items,)
-        (losses * micro.weight).sum().backward()
-        return {"train/loss": losses.detach(), **self._readings({k: v.detach() for k, v in numbers.items()}, micro)}
+        loss = (losses * micro.weight).sum()
+        loss.backward()
+        mean = loss.detach() * micro.whole / micro.units  # what is minimised; a prompt's pairs share its weight
+        return {"train/loss": mean.expand(micro.units), **self._readings(numbers, micro)}
 
     def numbers(self, micro: Micro) -> dict[str, Tensor]:
         """What is known of every answer (A,): its log-probabilities, its tokens, the KL over it."""
@@ -219,6 +226,7 @@ class Preference:
 
     def _readings(self, numbers: Mapping[str, Tensor], micro: Micro) -> dict[str, Tensor]:
         """Implicit rewards and what they get right, for the log."""
+        numbers = {name: number.detach() for name, number in numbers.items()}
         reward, logps = self.objective.rewards(numbers), numbers["logps"]
         if self.objective.kind == "answer":
             mine, up = reward[micro.index], micro.label == 1

@@ -70,7 +70,8 @@ def ensemble(
         invariant(std > 0, f"member {ref.name!r} gives every answer the same score")
         weight = 1.0 if weights is None else float(weights.get(ref.name, 0.0))
         at = keep_member(ref.artifact, run.folder, number)
-        kept.append(Member(name=ref.name, at=at, mean=mean, std=std, weight=weight))
+        name = ref.artifact.name if "/" in ref.name else ref.name  # a place would not move along
+        kept.append(Member(name=name, at=at, mean=mean, std=std, weight=weight))
         tables.append(scores)
         run.reporter.advance(number + 1, {})
     whole = Ensemble(scorers, EnsembleCard(members=tuple(kept), how=how, penalty=penalty))

@@ -184,7 +184,7 @@ def _warn(run: Run, before: Mapping[str, float], after: Mapping[str, float], lim
     if fell > limit:
         run.note(
             f"the chosen answers became less likely, from {before['chosen/logp']:.2f} to {after['chosen/logp']:.2f} "
-            f"nats a token: the model has moved to a third kind of answer; dpop, rpo or sft (with sft_weight) hold it"
+            f"nats a token: the model moves to a third kind of answer; method=dpop holds them, or sft with sft_weight"
         )
 
 
