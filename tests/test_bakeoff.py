@@ -141,7 +141,7 @@ def test_overrides_inside_and_outside(work: Path) -> None:
         ("bakeoff.methods.dpo.bta=1", "tasting.yaml: bakeoff.methods.dpo: no option 'bta'; did you mean 'beta'?"),
         ("bakeoff.methods.dpo.method=dpoo", "tasting.yaml: bakeoff.methods.dpo.method: no preference loss 'dpoo'; did"),
         ("bakeoff.methods.orpo.beta=1", "tasting.yaml: bakeoff.methods.orpo: no option 'beta'; "),
-        ("bakeoff.common={}", "tasting.yaml: bakeoff.methods.dpo: no stage 'dpo'; known: evaluate, policy"),
+        ("bakeoff.common={}", "tasting.yaml: bakeoff.methods.dpo: no stage 'dpo'; known: "),
         ("bakeoff.common={stage: sft}", "tasting.yaml: bakeoff.methods.dpo: no option 'method'; "),
         ("bakeoff.methods.a/b={}", "tasting.yaml: bakeoff.methods.a/b: a stage's name"),
         ("bakeoff.methods.base={}", "tasting.yaml: bakeoff.methods.base: a stage's name"),

@@ -16,6 +16,7 @@ from trimtab.model.trunk import Lora
 from trimtab.records.read import read_groups
 from trimtab.seeds import derive
 from trimtab.stages._online import KL, Clip, Critic, Online, Shaping
+from trimtab.stages._texts import Texts
 from trimtab.stages.policy import policy
 from trimtab.tensors.aggregate import Totals
 from trimtab.tensors.tree import pack
@@ -154,15 +155,17 @@ def test_ptx_is_the_mean_cross_entropy_of_the_mixed_texts(
     task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source)
     actor = task.roles.actor
     texts = [actor.trunk.chat.group(g) for g in read_groups(tiny.demonstrations(tmp_path).source).groups]
-    task.ptx, task.ptx_weight, task.ptx_batch = texts, 3.0, 4
     parameters = actor.parameters()
     drawn = [texts[i] for i in batch_at(7, len(texts), 4, derive(0, "ptx"))]
     with actor.trunk.using(actor.adapter):
         nats = torch.cat([-actor.trunk.logps(pack([item]))[0] for item in drawn])
         wanted = torch.autograd.grad(3.0 * nats.mean(), parameters)
     for micro_tokens in (1, 4096):
-        task.roller.micro_tokens = micro_tokens
-        calls = task._mixed(7)
+        mixed = Texts(
+            actor.trunk, actor.adapter, texts, batch=4, micro_tokens=micro_tokens, seed=derive(0, "ptx"), weight=3.0,
+            metric="ptx/loss",
+        )  # fmt: skip
+        calls = mixed.work(7)
         assert len(calls) == (4 if micro_tokens == 1 else 1)
         said = Means()
         for call in calls:

@@ -15,7 +15,8 @@ from trimtab.config import ModelRef
 from trimtab.errors import ConfigError, DataError, InvariantError
 from trimtab.model.trunk import Trunk
 from trimtab.model.tuning import Lora
-from trimtab.stages.sft import _Task, sft
+from trimtab.stages._texts import Texts
+from trimtab.stages.sft import sft
 from trimtab.tensors.tree import TokenGroup
 from trimtab.train.run import Row, Silent
 
@@ -146,10 +147,10 @@ def test_long_demonstrations_are_left_out_and_said(tmp_path: Path, tiny_model: P
 def test_mean_loss_reads_at_most_the_limit(tiny_model: Path, count: int, read: int) -> None:
     trunk = Trunk.load(tiny_model, dtype="float32")
     items = [TokenGroup(prompt=(256, 65), answers=((66 + i, 257),)) for i in range(count)]
-    task = _Task(trunk, items, batch=2, micro_tokens=7, seed=0)
+    task = Texts(trunk, None, items, batch=2, micro_tokens=7, seed=0)
     picked = items[:: -(-count // 4)]
     assert len(picked) == read
-    whole = _Task(trunk, picked, batch=2, micro_tokens=4096, seed=0)
+    whole = Texts(trunk, None, picked, batch=2, micro_tokens=4096, seed=0)
     assert task.mean_loss(limit=4) == pytest.approx(whole.mean_loss(), rel=1e-6)
 
 
@@ -256,3 +257,11 @@ def test_full_fine_tuning_with_activation_checkpointing_is_the_same(tmp_path: Pa
             tune="full", checkpoint_activations=on,
         )  # fmt: skip
     tiny.same_curves(tmp_path / "False", tmp_path / "True", tolerance=1e-6)
+
+
+def test_steps_stand_in_for_epochs(tmp_path: Path, tiny_model: Path) -> None:
+    run = tiny.make_run(tmp_path / "run", "sft")
+    sft(run, data=tiny.demonstrations(tmp_path), init=tiny.base(tiny_model), steps=3, batch=2, lora=tiny.LORA)
+    assert [row["step"] for row in tiny.metrics(tmp_path / "run")] == [0, 1, 2]
+    with pytest.raises(ConfigError, match="epochs would change nothing: there are 3 steps"):
+        sft(run, data=tiny.demonstrations(tmp_path), init=tiny.base(tiny_model), steps=3, epochs=1.0)

@@ -6,7 +6,7 @@ Shapes: B answers of the step, T the longest of them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -15,24 +15,21 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trimtab.losses.lm import next_token
 from trimtab.losses.value import clipped_value
 from trimtab.model.roles import Roles
 from trimtab.registry import ADVANTAGES, POLICY_LOSSES
 from trimtab.seeds import derive
 from trimtab.stages._methods import Method
 from trimtab.stages._rollout import Micro, Roller, Rollout, critic_values
+from trimtab.stages._texts import Texts, Work
 from trimtab.tensors.aggregate import Totals, aggregate
 from trimtab.tensors.kl import kl_estimate
 from trimtab.tensors.masked import correlation, explained_variance, masked_mean, whiten
 from trimtab.tensors.shaping import EosShaping, eos_shaping, leave_one_out, reward_to_go, token_rewards
-from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 from trimtab.train.control import AdaptiveKL, FixedKL, KLControl, RewardNormaliser
 from trimtab.train.least_squares import LeastSquares
 from trimtab.train.loop import Update, batch_at, epoch_order
 from trimtab.train.run import Means, Run, invariant
-
-Micros = Callable[[], Mapping[str, Tensor | float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +110,7 @@ class Online:
     def __init__(
         self, run: Run, roles: Roles, roller: Roller, method: Method, *, num_prompts: int, batch: int, epochs: int,
         kl: KL, clip: Clip, shaping: Shaping, critic: Critic, gamma: float, lam: float,
-        ptx: Sequence[TokenGroup] = (), ptx_weight: float = 1.0, ptx_batch: int = 8,
+        ptx: Texts | None = None,
     ) -> None:  # fmt: skip
         self.run, self.roles, self.roller, self.method = run, roles, roller, method
         self.num_prompts, self.batch, self.epochs = num_prompts, batch, epochs
@@ -128,7 +125,7 @@ class Online:
         self.ridge: LeastSquares | None = None
         if roles.critic is not None and critic.fit == "ridge":
             self.ridge = LeastSquares(roles.critic.trunk.hidden_size + 1, decay=critic.decay, light=1)
-        self.ptx, self.ptx_weight, self.ptx_batch = ptx, ptx_weight, ptx_batch
+        self.ptx = ptx
 
     def state(self) -> dict[str, Any]:
         """The controller's and the normaliser's numbers, and the ridge critic's sums."""
@@ -142,7 +139,7 @@ class Online:
         if self.ridge is not None:
             self.ridge.load(state["ridge"])
 
-    def updates(self, step: int, log: Means) -> Iterator[Update[Micros]]:
+    def updates(self, step: int, log: Means) -> Iterator[Update[Work]]:
         """One round: roll out, shape, then epochs x minibatches."""
         chosen = batch_at(step, self.num_prompts, self.batch, self.run.seed)
         rollout = self.roller.roll(step, chosen)
@@ -161,18 +158,18 @@ class Online:
 
     def _update(
         self, signal: _Signal, micros: Sequence[Micro], groups: tuple[str, ...], number: int, *, first: bool
-    ) -> Update[Micros]:
+    ) -> Update[Work]:
         """One change of the weights: actor and critic over a minibatch, and the pretraining mix."""
         rows = slice(micros[0].rows.start, micros[-1].rows.stop)
         totals = Totals(tokens=float(signal.rollout.mask[rows].sum()), sequences=float(rows.stop - rows.start))
-        work: list[Micros] = []
+        work: list[Work] = []
         for micro in micros:
             if "actor" in groups:
                 work.append(partial(self._actor, signal, micro, totals, first))
             if "critic" in groups:
                 work.append(partial(self._critic, signal, micro, totals))
-        if self.ptx and "actor" in groups:
-            work += self._mixed(number)
+        if self.ptx is not None and "actor" in groups:
+            work += self.ptx.work(number)  # PPO-ptx
         return Update(micros=work, accumulate=lambda call: call(), groups=groups)
 
     def _shape(self, rollout: Rollout, log: Means) -> _Signal:
@@ -311,20 +308,3 @@ class Online:
         moved = (values.detach() - old).abs()[mask]
         clipped = moved > self.clip.value if self.clip.value is not None else torch.zeros_like(moved)
         return {"value/loss": losses.detach()[mask], "value/clip_fraction": clipped.float()}
-
-    def _mixed(self, number: int) -> list[Micros]:
-        """The pretraining mix of one update (PPO-ptx): ``ptx_weight`` x token-mean cross-entropy of other texts."""
-        chosen = batch_at(number, len(self.ptx), self.ptx_batch, derive(self.run.seed, "ptx"))
-        items = [self.ptx[i] for i in chosen]
-        packed = [pack([items[i] for i in cut]) for cut in split_by_tokens(items, self.roller.micro_tokens)]
-        total = max(1, sum(batch.num_targets for batch in packed))
-        return [partial(self._mix, batch, total) for batch in packed]
-
-    def _mix(self, batch: TreeBatch, total: int) -> dict[str, Tensor | float]:
-        """Forward and backward of a stretch of the pretraining mix (at temperature 1: it was not sampled)."""
-        actor = self.roles.actor
-        with actor.trunk.using(actor.adapter):
-            logps, _ = actor.trunk.logps(batch.to(actor.trunk.device))
-            losses = next_token(logps)
-            (self.ptx_weight * losses.sum() / total).backward()
-        return {"ptx/loss": losses.detach()}

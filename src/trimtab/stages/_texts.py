@@ -1,22 +1,28 @@
-"""Next-token learning on texts: what SFT does, and what other stages mix into their updates."""
+"""Next-token learning on texts: all that SFT does, and what other stages mix into their updates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from trimtab.losses.lm import next_token
 from trimtab.model.trunk import Trunk
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
-from trimtab.train.loop import batch_at
+from trimtab.train.loop import Update, batch_at
+from trimtab.train.run import Means
 
-Work = Callable[[], Mapping[str, Tensor]]
+Work = Callable[[], Mapping[str, Tensor | float]]
 
 
 class Texts:
-    """Batches of texts for one adapter; each gives ``weight`` x the token-mean cross-entropy of its answers."""
+    """Batches of texts for one adapter; each gives ``weight`` x the token-mean cross-entropy of its answers.
+
+    By itself it is the ``fit`` loop's task; another task asks it for the ``work`` to add to an update.
+    """
 
     def __init__(
         self, trunk: Trunk, adapter: str | None, tokens: Sequence[TokenGroup], *, batch: int, micro_tokens: int,
@@ -25,10 +31,21 @@ class Texts:
         self.trunk, self.adapter, self.tokens = trunk, adapter, tokens
         self.batch, self.micro_tokens, self.seed, self.weight, self.metric = batch, micro_tokens, seed, weight, metric
 
+    def updates(self, step: int, log: Means) -> Iterator[Update[Work]]:
+        """The step's batch."""
+        packed = self._packed(step)
+        log.add({"train/tokens": float(sum(batch.ids.numel() for batch in packed))})
+        yield Update(micros=self._work(packed), accumulate=lambda call: call())
+
     def work(self, number: int) -> list[Work]:
-        """Forward and backward of update ``number``, a call for each micro-batch; the mean is over the whole update."""
+        """Forward and backward of batch ``number``, a call for each micro-batch; the mean is over the whole batch."""
+        return self._work(self._packed(number))
+
+    def _packed(self, number: int) -> list[TreeBatch]:
         items = [self.tokens[i] for i in batch_at(number, len(self.tokens), self.batch, self.seed)]
-        packed = [pack([items[i] for i in cut]) for cut in split_by_tokens(items, self.micro_tokens)]
+        return [pack([items[i] for i in cut]) for cut in split_by_tokens(items, self.micro_tokens)]
+
+    def _work(self, packed: Sequence[TreeBatch]) -> list[Work]:
         total = max(1, sum(batch.num_targets for batch in packed))  # a batch may hold no target at all
         return [partial(self._learn, batch, total) for batch in packed]
 
@@ -38,3 +55,21 @@ class Texts:
             losses = next_token(logps)  # (N,)
             (self.weight * losses.sum() / total).backward()
         return {self.metric: losses.detach()}
+
+    @torch.no_grad()
+    def mean_loss(self, limit: int = 24) -> float:
+        """Token-mean loss over (at most ``limit`` of) the texts, at a fixed stride."""
+        items = self.tokens[:: -(-len(self.tokens) // limit)]
+        means = Means()
+        with self.trunk.using(self.adapter):
+            for cut in split_by_tokens(items, self.micro_tokens):
+                logps, _ = self.trunk.logps(pack([items[i] for i in cut]).to(self.trunk.device))
+                means.add({"loss": next_token(logps)})
+        return means.result().get("loss", float("nan"))
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the data order comes from (seed, step)."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Nothing to put back."""

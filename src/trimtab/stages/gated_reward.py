@@ -89,7 +89,8 @@ def gated_reward(
     model = GatedReward(body.trunk, body.adapter, found.to(device), gate.to(device), card)
     model.save(run.folder)
     found, gate = found.cpu(), gate.cpu()
-    shares = gate(judged.prompt).mean(0)
+    with torch.no_grad():
+        shares = gate(judged.prompt).mean(0)
     metrics = {
         "data/labels": float(labelled.known),
         "data/pairs": float(sum(map(len, task.judged.pairs))),

@@ -23,7 +23,8 @@ from trimtab.stages import Result
 from trimtab.stages._methods import METHODS, Method
 from trimtab.stages._online import KL, Clip, Critic, Online, Shaping
 from trimtab.stages._rollout import Roller
-from trimtab.tensors.tree import TokenGroup, pack
+from trimtab.stages._texts import Texts
+from trimtab.tensors.tree import pack
 from trimtab.train.loop import Pace, fit
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.run import Run
@@ -84,19 +85,23 @@ def policy(
         [group.with_answers(()) for group in read_groups(prompts.source).groups],
         trunk.chat, max_length=max_length - sampling.max_tokens, run=run, what="prompts",
     )  # fmt: skip
-    mixed: list[TokenGroup] = []
+    mixed: Texts | None = None
     if ptx is not None:
         texts = [best_only(group) for group in read_groups(ptx.source).groups]
-        _, mixed = encode(texts, trunk.chat, max_length=max_length, run=run, what="texts to mix in")
-        if not any(pack([item]).num_targets for item in mixed):
+        _, learned = encode(texts, trunk.chat, max_length=max_length, run=run, what="texts to mix in")
+        if not any(pack([item]).num_targets for item in learned):
             raise ConfigError(f"stages.{run.name}.ptx: {ptx.source} holds prompts only, nothing to learn from")
+        mixed = Texts(
+            trunk, actor.adapter, learned, batch=ptx_batch, micro_tokens=micro_tokens, seed=derive(run.seed, "ptx"),
+            weight=ptx_weight, metric="ptx/loss",
+        )  # fmt: skip
     roller = Roller(
         layout, TorchSampler(trunk, actor.adapter, stop=trunk.chat.stop), scorer, groups, tokens, k=answers,
         sampling=sampling, minibatches=minibatches, micro_tokens=micro_tokens, seed=run.seed,
     )  # fmt: skip
     task = Online(
         run, layout, roller, row, num_prompts=len(tokens), batch=batch, epochs=epochs, kl=kl, clip=clip,
-        shaping=shaping, critic=critic, gamma=gamma, lam=lam, ptx=mixed, ptx_weight=ptx_weight, ptx_batch=ptx_batch,
+        shaping=shaping, critic=critic, gamma=gamma, lam=lam, ptx=mixed,
     )  # fmt: skip
     optimiser_groups = [ParameterGroup(name="actor", parameters=actor.parameters(), lr=lr, rates=actor.rates())]
     if layout.critic is not None and task.ridge is None:
