@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trimtab.model.sampler import Sampled, Sampling, TorchSampler
     from trimtab.model.trunk import Trunk
     from trimtab.records.types import Group, Message
+    from trimtab.rewards.scorer import Scorer
 
 app = typer.Typer(
     cls=Polite, help="Turn a language model into one that people prefer.", epilog="Example: trimtab run quickstart",
@@ -154,6 +155,7 @@ def generate(
     """Answer prompts with a model. Settings: max_tokens, temperature, top_p, top_k."""
     from trimtab.records.codec import write_groups
     from trimtab.records.types import Answer, Score
+    from trimtab.rewards.best_of import best_of as keep_best
 
     if (best_of is None) != (scorer is None):
         raise ConfigError("--best-of N and --scorer FOLDER go together: the scorer says which of the N is best")
@@ -161,8 +163,9 @@ def generate(
         raise ConfigError("--k would change nothing: --best-of keeps one answer to a prompt")
     groups = _prompts(prompt or [], prompts)
     _check_target(output)
-    judge = None if scorer is None else _find(scorer)
     sampler, sampling = _sampler(model, settings or [])
+    found = _find(scorer) if scorer is not None else None
+    judge = _open_scorer(found, sampler.trunk) if found is not None else None
     chat = sampler.trunk.chat
     count = best_of or k
     live = Live(err)
@@ -179,8 +182,8 @@ def generate(
         return Answer(text=chat.decode(a.tokens), finish=a.finish, model=model, logprob=sum(a.logps))
 
     answered = [g.with_answers(tuple(map(record, own))) for g, own in zip(groups, sampled, strict=True)]
-    if judge is not None:
-        answered = _best(answered, judge, sampler.trunk)
+    if judge is not None and found is not None:
+        answered = keep_best(answered, judge.score(answered), rater=_rater(found))
     if output is not None:
         out.print(words(f"{write_groups(output, answered):,} groups written to {output}"))
         return
@@ -191,13 +194,11 @@ def generate(
             out.print(Text("  " + "".join(said)) + _answer(answer.text, answer.finish))
 
 
-def _best(answered: Sequence[Group], scorer: ModelRef, trunk: Trunk) -> list[Group]:
-    """The best of each prompt's answers by a scorer, on the sampler's trunk when that is its base."""
-    from trimtab.rewards.best_of import best_of
+def _open_scorer(scorer: ModelRef, trunk: Trunk) -> Scorer:
+    """A scorer, on the sampler's trunk when that is its base."""
     from trimtab.rewards.scorer import open_scorer
 
-    opened = open_scorer(scorer, trunk=trunk if scorer.base == trunk.loaded.source.ref else None)
-    return best_of(answered, opened.score(answered), rater=_rater(scorer))
+    return open_scorer(scorer, trunk=trunk if scorer.base == trunk.loaded.source.ref else None)
 
 
 def _rater(scorer: ModelRef) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from trimtab.report.words import (
     Roles,
     always_valid_note,
     base_note,
+    coin_note,
     health_sentences,
     judge_sentences,
     matched_note,
@@ -113,6 +115,20 @@ def test_the_judge_is_said_to_be_one() -> None:
     assert "The judge (encoder)" in weak[0]
     assert "nothing but length is right on 78%" in weak[1]
     assert "not tested" in judge_sentences(Judge())[0]
+
+
+def test_a_judge_no_better_than_a_coin_is_said_first(tmp_path: Path) -> None:
+    assert coin_note(Judge()) is None
+    assert coin_note(Judge(accuracy=Interval(mean=0.6, lo=0.51, hi=0.7, n=90))) is None
+    said = coin_note(Judge(accuracy=Interval(mean=0.47, lo=0.42, hi=0.52, n=433)))
+    assert said is not None
+    assert "right on 47% of 433 held-out pairs (95% interval 42% to 52%)" in said
+    write_run(tmp_path)
+    run = read_run(tmp_path)
+    assert run.evaluation is not None
+    trusted = result_sentences(run)
+    coin = replace(run.evaluation, judge=Judge(accuracy=Interval(mean=0.5, lo=0.4, hi=0.6, n=9)))
+    assert result_sentences(replace(run, evaluation=coin)) == [coin_note(coin.judge), *trusted]
 
 
 def test_no_comparison_is_said() -> None:

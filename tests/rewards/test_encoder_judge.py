@@ -218,6 +218,18 @@ def test_no_answers_have_no_scores_and_lists_must_match(judge: EncoderJudge) -> 
         judge.score(["a", "b"], ["c"])
 
 
+def test_many_verdicts_on_one_prompt_count_once(judge: EncoderJudge) -> None:
+    def compared(question: str, times: int) -> list[Group]:
+        answers = (Answer(text="a b c"), Answer(text="d e f g"))
+        said = (Pair(better=0, worse=1),)
+        asked = (Message(role="user", content=question),)
+        return [Group(id=f"{question}{i}", prompt=asked, answers=answers, verdicts=said) for i in range(times)]
+
+    once, often = (judge.accuracy([*compared("a?", 1), *compared("b?", times)]) for times in (1, 50))
+    assert (once.n, often.n) == (2, 51)
+    assert (often.accuracy, often.lo, often.hi) == (once.accuracy, once.lo, once.hi)
+
+
 def test_rules_beside_the_accuracy(judge: EncoderJudge) -> None:
     def cut(better: Finish | None, worse: Finish | None, words: tuple[int, int]) -> Group:
         answers = (Answer(text="a " * words[0], finish=better), Answer(text="a " * words[1], finish=worse))

@@ -33,6 +33,8 @@ from trimtab.stages._gated_fit import (
 )
 from trimtab.stages.gated_reward import gated_reward
 from trimtab.tensors.tree import TokenGroup, pack
+from trimtab.train.loop import Pace, fit
+from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.run import Run
 
 SMALL: Mapping[str, Any] = {"hidden": 8, "steps": 6, "batch": 3, "lr": 1e-2}
@@ -138,6 +140,29 @@ def test_the_gates_loss_by_hand() -> None:
     assert leads.tolist() == pytest.approx([0.8, 0.0, 0.0], abs=1e-6)
 
 
+def test_a_gate_finds_out_what_counts_for_which_prompt(tmp_path: Path) -> None:
+    """One attribute decides where z_0 > 0, another elsewhere; on prompts that it has not seen the gate knows which."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randn(300, 6, generator=generator)
+    attributes = 0.5 + 0.1 * torch.randn(600, 3, generator=generator)
+    leads = (attributes[0::2] - attributes[1::2])[torch.arange(300), (prompts[:, 0] > 0).long()]
+    pairs = tuple(((2 * i, 2 * i + 1, 1.0) if lead > 0 else (2 * i + 1, 2 * i, 1.0),) for i, lead in enumerate(leads))
+    torch.manual_seed(1)
+    new = Gate(6, 3, hidden=32, layers=1, temperature=10.0)
+
+    def accuracy() -> float:
+        whole = GateTask(new, Judged(attributes=attributes, prompts=prompts, pairs=pairs), batch=64, seed=0)
+        with torch.no_grad():
+            return float((whole.losses(range(200, 300))[2] > 0).float().mean())
+
+    before = accuracy()
+    task = GateTask(new, Judged(attributes=attributes, prompts=prompts, pairs=pairs[:200]), batch=64, seed=0)
+    optimiser = Optimiser([ParameterGroup(name="gate", parameters=list(new.parameters()), lr=1e-2)])
+    fit(tiny.make_run(tmp_path, "gate"), task, optimiser, Pace(steps=100))
+    assert before < 0.8
+    assert accuracy() > before + 0.1
+
+
 def test_prompts_end_where_their_answers_begin(tiny_model: Path) -> None:
     """z is that of the prompt run alone, for every prompt of a batch; without a prompt it is zero."""
     trunk = Trunk.load(tiny_model, dtype="float32")
@@ -166,7 +191,8 @@ def labels(folder: Path, *names: str) -> DataRef:
             for j in range(3)
         ]  # fmt: skip
         rows.append(tiny.row(f"l{i}", question, texts, verdicts))
-    return tiny.write_rows(folder / "labels.jsonl", rows)
+    found: DataRef = tiny.write_rows(folder / "labels.jsonl", rows)
+    return found
 
 
 def train(folder: Path, init: ModelRef, *names: str, run: Run | None = None, **options: Any) -> dict[str, float]:
@@ -245,10 +271,9 @@ def test_what_is_used_is_what_was_trained(
 
 def test_the_gate_learns_and_leaves_the_body_alone(tmp_path: Path, toy_reward: ModelRef) -> None:
     assert toy_reward.artifact is not None
-    metrics = train(tmp_path, toy_reward, steps=80)
+    train(tmp_path, toy_reward, steps=40, batch=6)
     rows = tiny.metrics(tmp_path)
-    assert rows[-1]["train/loss"] < 0.8 * rows[0]["train/loss"]
-    assert metrics["heldout/accuracy"] >= metrics["heldout/ungated"]
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
     mine, theirs = (
         load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, toy_reward.artifact.folder)
     )

@@ -150,6 +150,17 @@ def judge_sentences(judge: Judge) -> list[str]:
     return said
 
 
+def coin_note(judge: Judge) -> str | None:
+    """Warn, before anything that it said, of a judge that is not shown to be better than tossing a coin."""
+    accuracy = judge.accuracy
+    if not accuracy or accuracy.lo > 0.5:
+        return None
+    return (
+        f"The judge is not shown to beat a coin here: it is right on {percent(accuracy.mean)} of {accuracy.n} held-out "
+        f"pairs ({bounds(accuracy)}), so its verdicts below decide nothing."
+    )
+
+
 def result_sentences(run: RunRecord) -> list[str]:
     """Say what the evaluation decides: the final model against the one it started from, then against the base."""
     role = roles(run)
@@ -161,6 +172,8 @@ def result_sentences(run: RunRecord) -> list[str]:
     else:
         notes = (matched_note(match), always_valid_note(match))
         said = [verdict(match), *(note for note in notes if note)]
+    if coin := coin_note(run.evaluation.judge):
+        said.insert(0, coin)
     note = base_note(role, run.evaluation)
     return [*said, note] if note else said
 

@@ -33,7 +33,7 @@ from trimtab.records.types import Group, pairs
 from trimtab.rewards.checks import sentences, words
 from trimtab.rewards.encoder import Encode
 from trimtab.seeds import derive
-from trimtab.stats.winrate import accuracy, outcome
+from trimtab.stats.winrate import outcome, win_rate
 
 Floats = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ LONG_WORD = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """A share of right verdicts with its 95 % Wilson interval, over ``n`` pairs."""
+    """A share of right verdicts over ``n`` pairs, with a 95 % interval over prompts (``stats.winrate.win_rate``)."""
 
     mean: float
     lo: float
@@ -153,18 +153,18 @@ class EncoderJudge:
         prompts = [prompt_text(group) for group, _ in found]
         better, worse = (self.score(prompts, [sides[i].text for sides in told]) for i in (0, 1))
         right = [outcome(b, w) for b, w in zip(better.tolist(), worse.tolist(), strict=True)]
-        by_flaw: dict[str, list[float]] = {}
-        for (group, _), hit in zip(found, right, strict=True):
-            by_flaw.setdefault(str(group.meta.get("flaw", "all")), []).append(hit)
-        shares = {flaw: _share(hits) for flaw, hits in sorted(by_flaw.items())}
-        whole = _share(right)
+        by_flaw: dict[str, list[tuple[float, str]]] = {}
+        for (group, _), hit, prompt in zip(found, right, prompts, strict=True):
+            by_flaw.setdefault(str(group.meta.get("flaw", "all")), []).append((hit, prompt))
+        shares = {flaw: _share(*zip(*hits, strict=True)) for flaw, hits in sorted(by_flaw.items())}
+        whole = _share(right, prompts)
         return JudgeCard(
             accuracy=whole.mean,
             lo=whole.lo,
             hi=whole.hi,
             n=whole.n,
-            longer_wins=_share([outcome(len(b.text.split()), len(w.text.split())) for b, w in told]).mean,
-            finished_wins=_share([outcome(b.finish != "length", w.finish != "length") for b, w in told]).mean,
+            longer_wins=_share([outcome(len(b.text.split()), len(w.text.split())) for b, w in told], prompts).mean,
+            finished_wins=_share([outcome(b.finish != "length", w.finish != "length") for b, w in told], prompts).mean,
             by_flaw=shares,
             limits=self._limits(shares),
         )
@@ -283,6 +283,7 @@ def _cross_validate(difference: Floats, fold: NDArray[np.int64]) -> dict[float, 
     return losses
 
 
-def _share(hits: Sequence[float]) -> Share:
-    mean, lo, hi = accuracy(hits)
-    return Share(mean=mean, lo=lo, hi=hi, n=len(hits))
+def _share(hits: Sequence[float], prompts: Sequence[str]) -> Share:
+    """The share of right verdicts; a prompt's verdicts are averaged first, and the interval is over prompts."""
+    rate = win_rate(hits, prompts=prompts)
+    return Share(mean=rate.mean, lo=rate.lo, hi=rate.hi, n=len(hits))

@@ -48,7 +48,7 @@ def gated_reward(
     temperature: Annotated[float, Field(gt=0)] = 10.0,
     steps: AtLeastOne = 200,
     batch: AtLeastOne = 64,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
     bad: Bad = "skip",
     max_length: int = 1024,
     micro_tokens: int = 4096,
