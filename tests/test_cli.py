@@ -456,6 +456,18 @@ def test_convert_says_what_it_left_out(tmp_path: Path) -> None:
     assert result.stderr == f"left out: 1 groups, each has no strict preference (the first: {rows[1]['id']})\n"
 
 
+def test_convert_stops_at_a_bad_row_or_names_it(tmp_path: Path) -> None:
+    path, target = tmp_path / "d.jsonl", tmp_path / "t.jsonl"
+    judged = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (judged, {**judged, "rejected": True}, judged)))
+    reason = f"{path}, line 2, field 'rejected': expected text, found true"
+    assert reason in refused("data", "convert", str(path), str(target))
+    assert not target.exists()
+    result = call("data", "convert", str(path), str(target), "--skip-bad")
+    assert (result.exit_code, result.stdout) == (0, f"2 rows written to {target}\n")
+    assert result.stderr == f"left out: {reason}\n"
+
+
 def test_convert_refuses(tmp_path: Path) -> None:
     target = tmp_path / "t.jsonl"
     target.write_text("precious\n")

@@ -374,6 +374,7 @@ def convert(
         str, typer.Option(help="'group' (our own), or TRL's prompt_completion, preference, thumbs.")
     ] = "group",
     format: Format = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out, and name each.")] = False,
 ) -> None:
     """Rewrite data in another format. A row that cannot be used stops it, by file, line and field."""
     from trimtab.records.read import read_groups
@@ -382,8 +383,11 @@ def convert(
     if to not in WRITERS:
         raise ConfigError(f"no format {to!r} to write{did_you_mean(to, WRITERS)}")
     _check_target(target)
-    written = WRITERS[to](target, read_groups(source, format=format).groups)
+    reading = read_groups(source, format=format, on_bad="skip" if skip_bad else "stop")
+    written = WRITERS[to](target, reading.groups)
     out.print(words(f"{written.rows:,} rows written to {target}"))
+    for refused in reading.refused:
+        err.print(words(f"left out: {refused}"))
     reasons: dict[str, list[str]] = {}
     for name, why in written.left_out:
         reasons.setdefault(why, []).append(name)
