@@ -151,12 +151,12 @@ def train(models: Models, prompts: list[Prompt], s: Settings) -> list[dict[str, 
             margin = reward_w - reward_l  # (P,)
             assert step > 0 or margin.abs().max() < 1e-3, "the policy must start as the reference"
             sure = prompts[i].sure
-            losses = -sure * F.logsigmoid(margin) - (1 - sure) * F.logsigmoid(-margin)
+            loss = (-sure * F.logsigmoid(margin) - (1 - sure) * F.logsigmoid(-margin)).mean()
             # Every prompt counts the same, however many pairs it has. Gradients add up over the batch, prompt by
             # prompt, which saves memory. Trap: each is a share of the whole batch; means of means are another loss.
-            (losses.mean() / s.batch).backward()
+            (loss / s.batch).backward()
             told = {
-                "train/loss": losses, "train/accuracy": (margin > 0).float(), "rewards/chosen": reward_w,
+                "train/loss": loss[None], "train/accuracy": (margin > 0).float(), "rewards/chosen": reward_w,
                 "rewards/rejected": reward_l, "rewards/margin": margin, "logps/chosen": logps[0],
                 "logps/rejected": logps[1],
             }  # fmt: skip

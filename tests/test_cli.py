@@ -460,7 +460,7 @@ def test_convert_stops_at_a_bad_row_or_names_it(tmp_path: Path) -> None:
     path, target = tmp_path / "d.jsonl", tmp_path / "t.jsonl"
     judged = {"prompt": "a", "chosen": "b", "rejected": "c"}
     path.write_text("".join(json.dumps(row) + "\n" for row in (judged, {**judged, "rejected": True}, judged)))
-    reason = f"{path}, line 2, field 'rejected': expected text, found true"
+    reason = f"{path}, line 2, field 'rejected': expected text or a list of messages, found true"
     assert reason in refused("data", "convert", str(path), str(target))
     assert not target.exists()
     result = call("data", "convert", str(path), str(target), "--skip-bad")
