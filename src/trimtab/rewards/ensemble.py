@@ -13,7 +13,6 @@ with the largest would win. Then, for every answer, over M members:
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,11 +24,11 @@ import torch
 from torch import Tensor
 
 from trimtab.artifacts import BESIDE, ITSELF, MANIFEST, Artifact, read_artifact, write_json
-from trimtab.config import ModelRef, check_options
+from trimtab.config import ModelRef
 from trimtab.errors import ConfigError, ModelError
 from trimtab.model.trunk import Trunk
 from trimtab.records.types import Group
-from trimtab.rewards.reading import Trunks, unique
+from trimtab.rewards.reading import Trunks, read_card, unique
 from trimtab.rewards.scorer import Scorer, open_scorer
 from trimtab.tensors.tree import TreeBatch
 
@@ -189,13 +188,7 @@ def _read_card(folder: Path) -> EnsembleCard:
     path = folder / CARD
     if not path.is_file():
         raise ModelError(f"{folder} holds no {CARD}: it is not an ensemble")
-    try:
-        said = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path}: not an ensemble's card ({error})") from None
-    if not isinstance(said, dict):
-        raise ModelError(f"{path}: not an ensemble's card")
-    card = EnsembleCard(**check_options(EnsembleCard, said, str(path)))
+    card = read_card(EnsembleCard, path, "an ensemble's")
     if not card.members:
         raise ModelError(f"{path}: it has no members")
     return card

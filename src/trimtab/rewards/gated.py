@@ -17,7 +17,6 @@ Shapes: A answers, G prompts, K attributes, H hidden size.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,11 +27,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab.artifacts import write_json
-from trimtab.config import ModelRef, check_options
+from trimtab.config import ModelRef
 from trimtab.errors import ModelError
 from trimtab.model.trunk import Trunk
 from trimtab.records.types import Group
-from trimtab.rewards.reading import adopt, same_tokens, score_groups
+from trimtab.rewards.reading import adopt, read_card, same_tokens, score_groups
 from trimtab.tensors.tree import TreeBatch
 
 CARD = "gated.json"
@@ -219,10 +218,4 @@ def _read_card(folder: Path) -> GatedCard:
     path = folder / CARD
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder} holds no {CARD} and {WEIGHTS}: it is not a gated reward model")
-    try:
-        said = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path}: not a gated reward model's card ({error})") from None
-    if not isinstance(said, dict):
-        raise ModelError(f"{path}: not a gated reward model's card")
-    return GatedCard(**check_options(GatedCard, said, str(path)))
+    return read_card(GatedCard, path, "a gated reward model's")

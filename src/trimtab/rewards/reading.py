@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from trimtab.config import ModelRef
+from trimtab.config import ModelRef, check_options
+from trimtab.errors import ModelError
 from trimtab.model.trunk import Trunk
 from trimtab.records.types import Group
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 
 ADAPTER = "adapter_config.json"
+Card = TypeVar("Card")
 
 
 def same_tokens(trunk: Trunk, other: Trunk) -> bool:
@@ -25,6 +30,17 @@ def adopt(trunk: Trunk, model: ModelRef) -> str | None:
     if model.artifact is None or not (model.artifact.folder / ADAPTER).is_file():
         return None
     return trunk.adopt(model)
+
+
+def read_card(kind: type[Card], path: Path, what: str) -> Card:
+    """Read a scorer's card, the JSON of a dataclass of this kind; ModelError when it is not ``what`` it should be."""
+    try:
+        said = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"{path}: not {what} card ({error})") from None
+    if not isinstance(said, dict):
+        raise ModelError(f"{path}: not {what} card")
+    return kind(**check_options(kind, said, str(path)))
 
 
 @torch.no_grad()

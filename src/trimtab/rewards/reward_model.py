@@ -12,7 +12,6 @@ number an answer (PPO, best-of-n) reads one head, whatever the model was trained
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab.artifacts import write_json
-from trimtab.config import ModelRef, check_options
+from trimtab.config import ModelRef
 from trimtab.errors import ModelError
 from trimtab.model.trunk import ScalarHead, Trunk
 from trimtab.records.types import Group
-from trimtab.rewards.reading import same_tokens, score_groups
+from trimtab.rewards.reading import read_card, same_tokens, score_groups
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 
 CARD = "score_head.json"
@@ -167,13 +166,7 @@ def _read_card(folder: Path) -> Card:
     path = folder / CARD
     if not path.is_file():
         return Card()
-    try:
-        said = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path}: not a reward model's card ({error})") from None
-    if not isinstance(said, dict):
-        raise ModelError(f"{path}: not a reward model's card")
-    return Card(**check_options(Card, said, str(path)))
+    return read_card(Card, path, "a reward model's")
 
 
 def _read_heads(folder: Path, card: Card) -> AttributeHeads | None:
