@@ -26,8 +26,13 @@ from trimtab.stats.winrate import win_rate
 
 RESULTS = ROOT / "benchmarks" / "results" / "choose.jsonl"
 ANSWERS, TEMPERATURE, PROMPTS = 4, 0.7, "quickstart/choose"
+QUICK = {"steps": 8, "critic": {"fit": "ridge", "start": "reward", "warmup": 3}}  # what the quickstart has time for
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
+    "quickstart": QUICK,
+    "quickstart, lr 8e-4": QUICK | {"lr": 8e-4},
+    "quickstart, 2 epochs": QUICK | {"epochs": 2},
+    "quickstart, lr 8e-4, 2 epochs": QUICK | {"lr": 8e-4, "epochs": 2},
     "critic by descent, from the policy": {"critic": {"fit": "gradient", "start": "policy", "warmup": 6}},
     "critic by descent, from the reward model": {"critic": {"fit": "gradient", "start": "reward", "warmup": 6}},
     "ridge critic on the policy's states": {"critic": {"fit": "ridge", "start": "policy", "warmup": 6}},
