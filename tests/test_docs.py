@@ -14,6 +14,7 @@ import typer.main
 from trimtab.cli import app
 from trimtab.config import check_recipe, find_recipe, load_recipe, read_yaml
 from trimtab.errors import ConfigError
+from trimtab.registry import PREFERENCE_LOSSES, REWARD_LOSSES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -201,3 +202,16 @@ def test_no_file_names_a_developers_machine() -> None:
 )
 def test_the_checker_of_machine_paths(line: str, named: bool) -> None:
     assert bool(MACHINE.search(line)) is named
+
+
+def test_the_readme_lists_every_loss_with_its_file_paper_and_oracle() -> None:
+    """What `trimtab list losses` says from the registry, the README says in short."""
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+    for entry in [*PREFERENCE_LOSSES.values(), *REWARD_LOSSES.values()]:
+        assert entry.path is not None
+        found = [row for row in rows if f"[{entry.name}]({entry.path.relative_to(ROOT)})" in row]
+        assert len(found) == 1, f"{entry.name} stands in {len(found)} rows"
+        _, _, paper, confirmed, _ = found[0].split("|")
+        ours = set(re.findall(r"\d{4}\.\d{5}", entry.paper)) or {entry.paper.split()[0]}
+        assert any(told in paper for told in ours), f"{entry.name}: {paper} against {entry.paper}"
+        assert ("TRL" in confirmed) == ("TRL" in entry.confirmed), entry.name
