@@ -26,19 +26,32 @@ from trimtab.stats.winrate import win_rate
 
 RESULTS = ROOT / "benchmarks" / "results" / "choose.jsonl"
 ANSWERS, TEMPERATURE, PROMPTS = 4, 0.7, "quickstart/choose"
-QUICK = {"steps": 8, "critic": {"fit": "ridge", "start": "reward", "warmup": 3}}  # what the quickstart has time for
+RIDGE = {"fit": "ridge", "start": "reward"}
+QUICK: dict[str, Any] = {"steps": 8, "lr": 8e-4, "critic": RIDGE | {"warmup": 3}}  # recipes/quickstart.yaml
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "quickstart": QUICK,
-    "quickstart, lr 8e-4": QUICK | {"lr": 8e-4},
-    "quickstart, 2 epochs": QUICK | {"epochs": 2},
-    "quickstart, lr 8e-4, 2 epochs": QUICK | {"lr": 8e-4, "epochs": 2},
+    "quickstart, lr 8e-4": QUICK,
+    "quickstart, 2 epochs": QUICK | {"epochs": 2, "lr": 4e-4},
+    "quickstart": QUICK | {"lr": 4e-4},
+    "quickstart, lr 8e-4, 2 epochs": QUICK | {"epochs": 2},
+    "quick: critic by descent, from the policy": QUICK
+    | {"critic": {"fit": "gradient", "start": "policy", "warmup": 3}},
+    "quick: critic by descent, from the reward model": QUICK
+    | {"critic": {"fit": "gradient", "start": "reward", "warmup": 3}},
+    "quick: 1 round of warm-up": QUICK | {"critic": RIDGE | {"warmup": 1}},
+    "quick: no penalty for cut answers": QUICK | {"shaping": {"eos": "none"}},
+    "quick: scores standardised as they come": QUICK | {"shaping": {"normalise": "mean_std"}},
+    "quick: beta 0.1": QUICK | {"kl": {"beta": 0.1}},
+    "quick: KL steered to 3 nats": QUICK | {"kl": {"beta": 0.02, "target": 3.0, "horizon": 200}},
+    "quick: 3 prompts x 8 answers": QUICK | {"batch": 3, "answers": 8},
+    "quick: 2 minibatches": QUICK | {"minibatches": 2},
+    "quick: GRPO": QUICK | {"method": "grpo", "steps": 9},
     "critic by descent, from the policy": {"critic": {"fit": "gradient", "start": "policy", "warmup": 6}},
     "critic by descent, from the reward model": {"critic": {"fit": "gradient", "start": "reward", "warmup": 6}},
     "ridge critic on the policy's states": {"critic": {"fit": "ridge", "start": "policy", "warmup": 6}},
-    "2 rounds of warm-up": {"critic": {"fit": "ridge", "start": "reward", "warmup": 2}},
+    "2 rounds of warm-up": {"critic": RIDGE | {"warmup": 2}},
     "2 epochs": {"epochs": 2, "steps": 12},
-    "12 prompts a round": {"batch": 12, "steps": 8, "critic": {"fit": "ridge", "start": "reward", "warmup": 3}},
+    "12 prompts a round": {"batch": 12, "steps": 8, "critic": RIDGE | {"warmup": 3}},
     "3 prompts x 8 answers": {"batch": 3, "answers": 8},
     "no penalty for cut answers": {"shaping": {"eos": "none"}},
     "scores standardised as they come": {"shaping": {"normalise": "mean_std"}},
@@ -58,7 +71,7 @@ def train(variant: str, run: Path, seed: int, out: Path) -> Path:
     if settings["method"] == "grpo":
         settings.pop("critic")
     settings |= {"init": str((run / "sft").resolve()), "reward": str((run / "reward").resolve())}
-    name = f"{variant.replace(' ', '-').replace(',', '')}-{revision()}"
+    name = f"{variant.replace(' ', '-').replace(',', '').replace(':', '')}-{revision()}"
     model = json.loads((run / "sft" / "manifest.json").read_text())["base"]
     recipe = {"model": model, "seed": seed, "output": str(out / f"{name}-{seed}"), "stages": {"ppo": settings}}
     path = out / f"{name}.yaml"
