@@ -152,15 +152,15 @@ def test_list_losses_has_every_loss_its_options_paper_and_proof(monkeypatch: pyt
     text = good("list", "losses")
     preference, reward = text.split("reward losses (reward.loss)")
     for part, folder in ((preference, PREFERENCE_LOSSES), (reward, REWARD_LOSSES)):
-        lines = [line.strip() for line in part.splitlines()]
         assert len(folder) > 3
         for name, entry in folder.items():
-            line = next(line for line in lines if line.startswith(f"{name} "))
-            for cell in (entry.summary, entry.paper, entry.confirmed):
+            own = re.split(r"\n (?=\w)", part.split(f"\n {name} ")[1])[0]  # up to the next name
+            assert entry.path is not None
+            for cell in (entry.summary, entry.paper, entry.confirmed, f"{name}.py"):
                 assert cell
-                assert cell.replace("``", "") in line
+                assert cell.replace("``", "") in own
             for option, parameter in entry.options.items():
-                assert re.search(rf"(^| ){option}={str(parameter.default).lower()}( |$)", part, re.MULTILINE), option
+                assert re.search(rf" {option}={str(parameter.default).lower()}(,| |$)", own, re.MULTILINE), option
     assert "``" not in text
 
 

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "registry records",
         "artifacts tensors stats",
         "config",
-        "losses advantages",
+        "losses advantages laws",
         "model",
         "rewards data train",
         "stages report",

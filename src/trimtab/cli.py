@@ -72,10 +72,12 @@ def train(
     stage: Annotated[str, typer.Argument(help="A stage: see 'trimtab list stages'.")], settings: Settings = None
 ) -> None:
     """Run one stage without a recipe. The result lands in runs/STAGE (name=... to change)."""
-    from trimtab.config import Recipe, check_recipe, read_setting, schema
+    from trimtab.config import Recipe, check_recipe, read_plugins, read_setting, schema
     from trimtab.registry import STAGES
 
-    options = schema(STAGES[stage], dict(map(read_setting, settings or [])), f"trimtab train {stage}")
+    given = dict(map(read_setting, settings or []))
+    read_plugins(given.get("plugins", ()), f"trimtab train {stage}: ")
+    options = schema(STAGES[stage], given, f"trimtab train {stage}")
     top = {field.name for field in dataclasses.fields(Recipe)} - {"stages"}
     raw: dict[str, Any] = {"name": stage, "stages": {stage: {}}}
     overrides: list[str] = []
@@ -96,28 +98,44 @@ def bakeoff(
     settings: Settings = None,
     rows: Annotated[Path | None, typer.Option(help="Where finished rows are kept (runs/NAME/rows.jsonl).")] = None,
     table: Annotated[bool, typer.Option("--table", help="Run nothing: only the table of what is there.")] = False,
+    any_code: Annotated[bool, typer.Option("--any-code", help="Count rows that other code made, and say so.")] = False,
 ) -> None:
-    """Train several methods from one start with several seeds, and compare them; what is done is not done again."""
-    from trimtab.bakeoff import load_bakeoff, read_rows, rows_of, run_bakeoff
+    """Train several methods from one start with several seeds, and compare them; what is done is not done again.
+
+    Rows of other settings, data or code are named and not counted.
+    """
+    from rich.table import Table
+
+    from trimtab.bakeoff import identify, left_out, load_bakeoff, read_rows, rows_of, run_bakeoff
     from trimtab.config import find_recipe
-    from trimtab.report.bakeoff import draw, markdown, matrix, over_start, overview, verdict
+    from trimtab.report.bakeoff import draw, notes, omissions, overview, page, verdict
 
     plan = load_bakeoff(find_recipe(recipe), settings or [])
     folder, start = plan.output / plan.name, plan.contest.start
     path = rows or folder / "rows.jsonl"
-    for row in [] if table else run_bakeoff(plan, path):
-        out.print(words(f"{row['method']}, seed {row['seed']}: {row['seconds'] / 60:.1f} minutes", style="bold"))
-    mine = rows_of(plan, read_rows(path))
+    if not table:
+        for row in run_bakeoff(plan, path, any_code=any_code):
+            out.print(words(f"{row['method']}, seed {row['seed']}: {row['seconds'] / 60:.1f} minutes", style="bold"))
+    every = read_rows(path)
+    identities = {method: identify(plan, method) for method in plan.entrants}
+    mine = rows_of(identities, plan.contest.seeds, every, any_code=any_code)
+    others = left_out(identities, every, mine)
     if not mine:
-        raise DataError(f"{path}: no rows of this bake-off yet")
-    text = "\n\n".join([markdown(overview(mine, start)), markdown(matrix(mine)), verdict(mine, start)])
+        raise DataError(". ".join([f"{path}: no rows of this bake-off yet", *omissions(others)]))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bakeoff.md").write_text(text + "\n", encoding="utf-8")
-    out.print(words(text))
+    draw(mine, start, folder / "bakeoff.svg")
+    (folder / "bakeoff.md").write_text(page(mine, start, others, "bakeoff.svg"), encoding="utf-8")
+    head, *lines = overview(mine, start)
+    shown = Table(box=None, pad_edge=False)
+    for name in head:
+        shown.add_column(words(name))
+    for line in lines:
+        shown.add_row(*map(words, line))
+    out.print(shown)
+    for sentence in [verdict(mine, start), *notes(mine, start), *omissions(others)]:
+        out.print(words(sentence))
     out.print(Text("table    ", style="bold") + words(str(folder / "bakeoff.md")))
-    if over_start(mine, start):
-        draw(mine, start, folder / "bakeoff.svg")
-        out.print(Text("picture  ", style="bold") + words(str(folder / "bakeoff.svg")))
+    out.print(Text("picture  ", style="bold") + words(str(folder / "bakeoff.svg")))
 
 
 def _run(recipe: Recipe) -> None:
@@ -153,6 +171,7 @@ def generate(
     ] = None,
 ) -> None:
     """Answer prompts with a model. Settings: max_tokens, temperature, top_p, top_k."""
+    from trimtab.pipeline import find_trained
     from trimtab.records.codec import write_groups
     from trimtab.records.types import Answer, Score
     from trimtab.rewards.best_of import best_of as keep_best
@@ -164,7 +183,7 @@ def generate(
     groups = _prompts(prompt or [], prompts)
     _check_target(output)
     sampler, sampling = _sampler(model, settings or [])
-    found = _find(scorer) if scorer is not None else None
+    found = find_trained(scorer) if scorer is not None else None
     judge = _open_scorer(found, sampler.trunk) if found is not None else None
     chat = sampler.trunk.chat
     count = best_of or k
@@ -244,6 +263,7 @@ def score(
     A model of a preference or sft stage scores by its own probabilities: by how much likelier training has made an
     answer, or, without a reference, by its mean log-probability a token.
     """
+    from trimtab.pipeline import find_trained
     from trimtab.records.codec import write_groups
     from trimtab.records.read import read_groups
     from trimtab.records.types import Score
@@ -253,7 +273,7 @@ def score(
     if not any(group.answers for group in groups):
         raise DataError(f"{source}: there are no answers in it to score")
     _check_target(output)
-    reference = _find(model)
+    reference = find_trained(model)
     scores = open_scorer(reference).score(groups)
     rater = _rater(reference)
     if output is None:
@@ -294,35 +314,16 @@ def _check_target(path: Path | None) -> None:
         raise DataError(f"{path}: there is no folder {str(path.parent)!r}")
 
 
-def _find(model: str) -> ModelRef:
-    """A model by what the user wrote; a run's folder in place of a stage's gets the stages to choose from."""
-    from trimtab.artifacts import read_artifact
-    from trimtab.pipeline import find_model
-
-    path = Path(model)
-    folder = path if path.is_dir() else path.parent
-    if (folder / "artifacts").is_dir():
-        found = {inside.name: read_artifact(inside) for inside in sorted(folder.iterdir()) if inside.is_symlink()}
-        names = [name for name, artifact in found.items() if artifact is not None and artifact.base is not None]
-        if path.is_dir():
-            stages = ", ".join(str(path / name) for name in names)
-            raise ConfigError(f"{model}: this is a whole run; name one of its models: {stages}")
-        raise ConfigError(f"{model}: the run has no such stage{did_you_mean(path.name, names)}")
-    artifact = read_artifact(path) if path.is_dir() else None
-    if artifact is not None and artifact.base is None:
-        raise ConfigError(f"{model}: stage {artifact.name!r} makes no model")
-    return find_model(model, artifact.name if artifact is not None else model)
-
-
 def _sampler(model: str, settings: Sequence[str]) -> tuple[TorchSampler, Sampling]:
     """A model, and how to sample from it."""
     from trimtab.config import check_options, read_setting
     from trimtab.model.sampler import Sampling, TorchSampler
     from trimtab.model.trunk import Trunk
+    from trimtab.pipeline import find_trained
 
     given = check_options(Sampling, dict(map(read_setting, settings)), "sampling")
     sampling = Sampling(**{"max_tokens": 256, "temperature": 0.7, **given})
-    trunk, adapter = Trunk.open(_find(model))
+    trunk, adapter = Trunk.open(find_trained(model))
     return TorchSampler(trunk, adapter, stop=trunk.chat.stop), sampling
 
 
@@ -356,8 +357,9 @@ def inspect(
 def _token_counter(model: str) -> Any:
     from trimtab.model.chat import Chat
     from trimtab.model.load import load_tokenizer
+    from trimtab.pipeline import find_trained
 
-    template = Chat(load_tokenizer(_find(model).base))
+    template = Chat(load_tokenizer(find_trained(model).base))
 
     def count(group: Group) -> tuple[int, tuple[int, ...]]:
         item = template.group(group)
@@ -401,14 +403,27 @@ def convert(
 @app.command(name="list", epilog="Example: trimtab list stages")
 def list_(
     what: Annotated[str | None, typer.Argument(help="stages, methods, losses, models or formats.")] = None,
+    plugins: Annotated[list[str] | None, typer.Option(help="A folder of your own losses, to list too.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Hold your own losses against the laws.")] = False,
 ) -> None:
     """List what there is: stages with their options, methods, losses, bundled models, data formats."""
-    from trimtab.listing import LISTINGS
+    from trimtab.config import read_plugins
+    from trimtab.listing import LISTINGS, hold_own_losses
 
     if what is not None and what not in LISTINGS:
         raise ConfigError(f"nothing to list under {what!r}{did_you_mean(what, LISTINGS)}")
+    if plugins and what != "losses":
+        raise ConfigError("--plugins holds losses: trimtab list losses --plugins FOLDER")
+    if check and not plugins:
+        raise ConfigError("--check is for losses of your own: name their folder with --plugins")
+    read_plugins(plugins or ())
     for name in [what] if what else LISTINGS:
         out.print(LISTINGS[name]())
+    if check:
+        table, broken = hold_own_losses()
+        out.print(table)
+        if broken:
+            raise ConfigError(f"laws that do not hold: {broken}")
 
 
 @app.command(epilog="Example: trimtab show runs/quickstart")

@@ -23,7 +23,7 @@ import yaml
 
 from trimtab.artifacts import Artifact
 from trimtab.errors import ConfigError, did_you_mean
-from trimtab.registry import STAGES, Entry, Folder
+from trimtab.registry import STAGES, Entry, Folder, use_plugins
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class StageConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A whole recipe."""
+    """A whole recipe; ``plugins`` are folders with losses of the user's own (``registry.use_plugins``)."""
 
     name: str
     model: str = "smollm2-135m-instruct"
@@ -68,6 +68,7 @@ class Recipe:
     dtype: Literal["auto", "bfloat16", "float32", "4bit"] = "auto"
     output: str = "runs"
     checkpoint_seconds: float = 60.0
+    plugins: tuple[str, ...] = ()
     stages: Mapping[str, StageConfig] = field(default_factory=dict)
 
 
@@ -149,7 +150,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def check_recipe(raw: Mapping[str, Any], where: str, overrides: Sequence[str] = (), *, name: str = "run") -> Recipe:
-    """Check a recipe that is already parsed."""
+    """Check a recipe that is already parsed. From here on its plugins are known, and those of no other recipe."""
     if "bakeoff" in raw:
         raise ConfigError(f"{where}: this recipe holds a bake-off: run it with 'trimtab bakeoff'")
     tree = override_recipe({"name": name, **raw}, where, overrides)
@@ -157,12 +158,21 @@ def check_recipe(raw: Mapping[str, Any], where: str, overrides: Sequence[str] = 
     for key in tree:
         if key not in hints:
             raise ConfigError(f"{where}: no key {key!r}{did_you_mean(str(key), hints)}")
-    top = {k: v for k, v in tree.items() if k != "stages"}
+    top = {k: v for k, v in tree.items() if k not in ("stages", "plugins")}
     settings = _validate({k: (hints[k], ...) for k in top}, top, f"{where}: ")
+    settings["plugins"] = read_plugins(tree.get("plugins", ()), f"{where}: ")
     checked = {k: check_stage(k, v, f"{where}: stages.{k}") for k, v in tree["stages"].items()}
     for k, config in checked.items():
         _check_order(config, list(checked), f"{where}: stages.{k}")
     return Recipe(**settings, stages=checked)
+
+
+def read_plugins(value: Any, where: str = "") -> tuple[str, ...]:
+    """Check the key ``plugins``, a folder or a list of them, and make the losses in them known; no others are."""
+    given = {"plugins": [value] if isinstance(value, str) else value}
+    folders: tuple[str, ...] = _validate({"plugins": (tuple[str, ...], ...)}, given, where)["plugins"]
+    use_plugins(folders, where)
+    return folders
 
 
 def override_recipe(raw: Mapping[str, Any], where: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -239,24 +249,47 @@ def _check_order(config: StageConfig, names: Sequence[str], where: str) -> None:
             raise ConfigError(f"{where}.{option}: stage {word!r} {later}")
 
 
-def schema(entry: Entry, settings: Mapping[str, Any], where: str = "") -> dict[str, tuple[Any, inspect.Parameter]]:
-    """A stage's options, as (type, parameter); after them those of the method that the settings name.
+def method_folders(entry: Entry) -> dict[str, Folder]:
+    """A stage's options that name a method, each with the folder where it is looked up.
 
-    An option whose type bears a folder of methods (``method: Annotated[str, PREFERENCE_LOSSES]``) names one of them.
+    Their type bears the folder: ``method: Annotated[str, PREFERENCE_LOSSES]``.
     """
     hints = typing.get_type_hints(entry.function, include_extras=True)
+    marks = ((name, mark) for name, hint in hints.items() for mark in getattr(hint, "__metadata__", ()))
+    return {name: mark for name, mark in marks if isinstance(mark, Folder)}
+
+
+def schema(entry: Entry, settings: Mapping[str, Any], where: str = "") -> dict[str, tuple[Any, inspect.Parameter]]:
+    """A stage's options, as (type, parameter); after them those of the methods that the settings name."""
+    hints = typing.get_type_hints(entry.function, include_extras=True)
     found = {name: (hints[name], parameter) for name, parameter in entry.options.items()}
-    for name, (hint, parameter) in tuple(found.items()):
-        for folder in getattr(hint, "__metadata__", ()):
-            if isinstance(folder, Folder):
-                chosen = settings.get(name, parameter.default)
-                if chosen not in folder:
-                    meant = did_you_mean(str(chosen), folder)
-                    raise ConfigError(f"{where}.{name}: no {folder.what} {chosen!r}{meant}")
-                method = folder[chosen]
-                inner = typing.get_type_hints(method.function, include_extras=True)
-                found |= {key: (inner[key], option) for key, option in method.options.items()}
+    for name, folder in method_folders(entry).items():
+        chosen = settings.get(name, entry.options[name].default)
+        if chosen not in folder:
+            raise ConfigError(f"{where}.{name}: no {folder.what} {chosen!r}{did_you_mean(str(chosen), folder)}")
+        found |= _beside(folder[chosen], entry)
     return found
+
+
+def _beside(method: Entry, stage: Entry) -> dict[str, tuple[Any, inspect.Parameter]]:
+    """A method's options, which stand beside those of its stage; a user's own may not get in their way."""
+    try:
+        hints = typing.get_type_hints(method.function, include_extras=True)
+    except (NameError, TypeError, AttributeError, SyntaxError) as error:
+        raise ConfigError(f"{method.path}: a type in {method.name!r} cannot be read: {error}") from error
+    taken = {"stage", *inspect.signature(stage.function).parameters}
+    for name in method.options:
+        if name not in hints:
+            raise ConfigError(f"{method.path}: option {name!r} has no type; write {name}: float, for instance")
+        if name in taken or name.startswith("_"):
+            raise ConfigError(f"{method.path}: stage {stage.name!r} takes no option {name!r} of a loss; rename it")
+    return {name: (hints[name], option) for name, option in method.options.items()}
+
+
+def own_methods(config: StageConfig) -> dict[str, Entry]:
+    """The user's own methods among those that a stage's settings name, by option."""
+    named = {name: folder[config.settings[name]] for name, folder in method_folders(STAGES[config.stage]).items()}
+    return {name: method for name, method in named.items() if method.digest}
 
 
 def check_settings(entry: Entry, settings: Mapping[str, Any], where: str) -> dict[str, Any]:

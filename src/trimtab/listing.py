@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,12 +13,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.config import ModelRef, as_word
+from trimtab.config import ModelRef, as_word, method_folders
 from trimtab.model.bundled import BUNDLED
 from trimtab.model.hardware import Hardware
 from trimtab.records.formats import FORMATS
 from trimtab.records.writers import WRITERS
-from trimtab.registry import ADVANTAGES, POLICY_LOSSES, PREFERENCE_LOSSES, REWARD_LOSSES, STAGES, Entry, Folder
+from trimtab.registry import ADVANTAGES, OPEN, POLICY_LOSSES, PREFERENCE_LOSSES, REWARD_LOSSES, STAGES, Entry
 from trimtab.stages._methods import METHODS
 
 
@@ -82,10 +81,8 @@ def stages() -> RenderableType:
 
 def _beside(entry: Entry) -> Iterator[Text]:
     """Say of each option that names a method whose options stand beside the stage's own (see ``config.schema``)."""
-    for name, hint in typing.get_type_hints(entry.function, include_extras=True).items():
-        for folder in getattr(hint, "__metadata__", ()):
-            if isinstance(folder, Folder):
-                yield Text(f" and the options of its {name} (a {folder.what}): see 'trimtab list losses'", style="dim")
+    for name, folder in method_folders(entry).items():
+        yield Text(f" and the options of its {name} (a {folder.what}): see 'trimtab list losses'", style="dim")
 
 
 def methods() -> RenderableType:
@@ -103,19 +100,42 @@ def methods() -> RenderableType:
 
 
 def losses() -> RenderableType:
-    """Every preference and reward loss: its options with their defaults, its paper, and what confirmed it."""
+    """Every preference and reward loss: its options with their defaults, its paper, its file, what confirmed it."""
     parts: list[RenderableType] = []
     folders = {"preference losses (preference.method)": PREFERENCE_LOSSES, "reward losses (reward.loss)": REWARD_LOSSES}
     for title, folder in folders.items():
-        table = _table(title, "name", "what", "options", "paper", "confirmed by")
+        table = _table(title, "name", "", "what")
         for entry in folder.values():
-            told = "\n".join(f"{name}={default}" for name, default, _ in options(entry.function))
-            _row(
-                table,
-                *(cell.replace("``", "") for cell in (entry.name, entry.summary, told, entry.paper, entry.confirmed)),
-            )
+            told = {
+                "": entry.summary,
+                "options": ", ".join(f"{name}={default}" for name, default, _ in options(entry.function)),
+                "paper": entry.paper,
+                "confirmed": entry.confirmed,
+                "file": str(entry.path)
+                if entry in folder.added
+                else f"{folder.package}.{entry.name}".replace(".", "/") + ".py",
+            }
+            for label, cell in told.items():
+                if cell:
+                    _row(table, "" if label else entry.name, label, cell.replace("``", ""))
         parts.append(table)
     return Lines(*parts)
+
+
+def hold_own_losses() -> tuple[RenderableType, int]:
+    """Hold the losses of the user's own against the laws: what was found, and how many laws are broken."""
+    from trimtab.laws import broken, laws_of  # torch is needed to compute, not to list
+
+    table, count = _table("laws", "name", "law", "found"), 0
+    for kind, folder in OPEN.items():
+        for entry in folder.added:
+            found = broken(kind, entry)
+            count += len(found)
+            for law, said in found.items():
+                _row(table, entry.name, law, said)
+            if not found:
+                _row(table, entry.name, f"all {len(laws_of(kind))}", "they hold")
+    return table, count
 
 
 def models() -> RenderableType:

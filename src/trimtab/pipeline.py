@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.artifacts import Artifact, Store, digest_of, read_artifact, revision, write_json
-from trimtab.config import DataRef, ModelRef, Recipe, StageConfig, references, schema
+from trimtab.config import DataRef, ModelRef, Recipe, StageConfig, own_methods, references, schema
 from trimtab.errors import ConfigError, DataError, did_you_mean
 from trimtab.model.hardware import hardware, pin_threads
 from trimtab.model.source import resolve
 from trimtab.records import sources
 from trimtab.records.read import source_digest
-from trimtab.registry import STAGES
+from trimtab.registry import STAGES, use_plugins
 from trimtab.report.summary import write_report
 from trimtab.stages import Result
 from trimtab.train.run import Reporter, Run, Silent, peak_rss_gb, release_memory
@@ -40,6 +40,7 @@ def run_recipe(recipe: Recipe, reporter: Reporter | None = None) -> Path:
 
     A stage whose artifact with the same key exists is skipped; one that was killed goes on where it was.
     """
+    use_plugins(recipe.plugins)  # another recipe may have been checked since
     _check_references(recipe)
     pin_threads()
     store = Store(Path(recipe.output) / recipe.name)
@@ -102,6 +103,8 @@ def _run_stage(recipe: Recipe, config: StageConfig, store: Store, done: Mapping[
     for name, value in config.settings.items():
         where = f"stages.{config.name}.{name}"
         arguments[name] = _resolve(known[name][0], value, recipe, done, inputs, where)
+    own = own_methods(config)
+    inputs |= {f"{name}: {method.name}": method.digest for name, method in own.items()}
     key = digest_of(
         {
             "format": FORMAT,
@@ -134,6 +137,7 @@ def _run_stage(recipe: Recipe, config: StageConfig, store: Store, done: Mapping[
             "stage": config.stage,
             "config": {k: _plain(v) for k, v in config.settings.items()},
             "inputs": inputs,
+            **({"plugins": {name: method.columns for name, method in own.items()}} if own else {}),
             "base": result.base,
             "model": recipe.model,
             "metrics": result.metrics,
@@ -195,3 +199,23 @@ def find_model(
     if inputs is not None:
         inputs[name] = source.digest
     return ModelRef(name, ref)
+
+
+def find_trained(model: str) -> ModelRef:
+    """Find a model by what a user wrote on the command line: one of ``find_model``'s, or a stage's folder in a run.
+
+    Raises ``ConfigError`` for a whole run, with the stages to choose from, and for a stage that makes no model.
+    """
+    path = Path(model)
+    folder = path if path.is_dir() else path.parent
+    if (folder / "artifacts").is_dir():
+        found = {inside.name: read_artifact(inside) for inside in sorted(folder.iterdir()) if inside.is_symlink()}
+        names = [name for name, artifact in found.items() if artifact is not None and artifact.base is not None]
+        if path.is_dir():
+            stages = ", ".join(str(path / name) for name in names)
+            raise ConfigError(f"{model}: this is a whole run; name one of its models: {stages}")
+        raise ConfigError(f"{model}: the run has no such stage{did_you_mean(path.name, names)}")
+    artifact = read_artifact(path) if path.is_dir() else None
+    if artifact is not None and artifact.base is None:
+        raise ConfigError(f"{model}: stage {artifact.name!r} makes no model")
+    return find_model(model, artifact.name if artifact is not None else model)

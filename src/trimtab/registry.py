@@ -1,7 +1,7 @@
 """The folder is the registry: a method is one module whose function bears the module's name.
 
 ``losses/preference/dpo.py`` with a function ``dpo`` makes ``method: dpo`` work, lists it, and puts it under the laws.
-A folder of the user's own works the same way once it is added.
+A folder of the user's own (``plugins`` in a recipe) works the same way, for the kinds that ``OPEN`` names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -25,11 +25,15 @@ from trimtab.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One registered function: its name, the function, the file it came from, and what its docstring says."""
+    """One registered function: its name, the function, the file it came from, and what its docstring says.
+
+    ``digest`` is the SHA-256 of a user's own file as it was read; a file of ours has none.
+    """
 
     name: str
     function: Callable[..., Any]
     path: Path | None = None
+    digest: str = ""
 
     @property
     def summary(self) -> str:
@@ -53,6 +57,11 @@ class Entry:
         return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """All other parameters: what it is handed."""
+        return tuple(name for name in inspect.signature(self.function).parameters if name not in self.options)
+
+    @property
     def _said(self) -> str:
         return inspect.getdoc(self.function) or ""
 
@@ -65,11 +74,19 @@ class Entry:
 
 
 class Folder(Mapping[str, Entry]):
-    """The methods in one package, imported when first asked for, and those in folders that were added to it."""
+    """The methods in one package, imported when first asked for, and those in folders that were added to it.
 
-    def __init__(self, package: str, what: str) -> None:
+    ``columns`` says which columns a method may ask for: all of one item, by the column that decides what the item is.
+    Where it asks by ``place`` and not by name, it takes all of them, in their order. Without ``columns``: anything.
+    """
+
+    def __init__(
+        self, package: str, what: str, columns: Mapping[str, tuple[str, ...]] | None = None, *, place: bool = False
+    ) -> None:
         self.package = package
         self.what = what
+        self.columns = columns or {}
+        self.place = place
         self._added: dict[Path, dict[str, Entry]] = {}  # by folder
 
     def add(self, folder: Path) -> tuple[str, ...]:
@@ -80,7 +97,8 @@ class Folder(Mapping[str, Entry]):
         import one another. All of them come in, or none. A folder that is added again is read anew.
 
         Raises ``ConfigError`` for a folder that is not there, a name that exists already, a file that cannot be
-        imported (with the original error as its cause), and one without a function of its name.
+        imported (with the original error as its cause), one without a function of its name, and a function that asks
+        for what is no column.
         """
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder, so there is no {self.what} to add")
@@ -90,13 +108,48 @@ class Folder(Mapping[str, Entry]):
         for name, file in files.items():  # before anything is loaded
             if name in others or name in self._built_in():
                 raise ConfigError(f"{file}: there is a {self.what} {name!r} already; give the file another name")
-        found = {name: Entry(name, self._function(_load(file), name), file) for name, file in files.items()}
+        found: dict[str, Entry] = {}
+        for name, file in files.items():
+            module, digest = _load(file)
+            found[name] = Entry(name, self._function(module, name), file, digest)
+            if self.columns:
+                self.item(found[name])
         self._added[folder] = found
         return tuple(found)
 
     def clear_added(self) -> None:
         """Forget every folder that was added."""
         self._added = {}
+
+    @property
+    def added(self) -> tuple[Entry, ...]:
+        """The methods of the user's own, by name."""
+        return tuple(sorted((e for own in self._added.values() for e in own.values()), key=lambda e: e.name))
+
+    def item(self, entry: Entry) -> str:
+        """Return the column that decides what a method's items are.
+
+        Raises ``ConfigError``, with the file, for columns that are not there, or not together.
+        """
+        where, parameters = f"{entry.path}: {self.what} {entry.name!r}", inspect.signature(entry.function).parameters
+        known = sorted({column for columns in self.columns.values() for column in columns})
+        for name in entry.columns:
+            if parameters[name].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+                raise ConfigError(f"{where}: {name!r}: columns are asked for by name, without '/', '*args' or '**more'")
+            if name not in known:
+                raise ConfigError(f"{where}: no column {name!r}{did_you_mean(name, known)} (options stand after '*')")
+        deciding = [name for name in self.columns if name in entry.columns]
+        if len(deciding) != 1:
+            raise ConfigError(
+                f"{where}: exactly one of {', '.join(self.columns)} must be asked for: it says what an item is"
+            )
+        columns = self.columns[deciding[0]]
+        if self.place and entry.columns != columns:
+            raise ConfigError(f"{where}: its columns must be {', '.join(columns)}, in this order")
+        for name in entry.columns:
+            if name not in columns:
+                raise ConfigError(f"{where}: beside {deciding[0]!r} there is no {name!r}; known: {', '.join(columns)}")
+        return deciding[0]
 
     def _built_in(self) -> list[str]:
         path = importlib.import_module(self.package).__path__
@@ -107,7 +160,7 @@ class Folder(Mapping[str, Entry]):
 
     def _function(self, module: ModuleType, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] | None = getattr(module, name, None)
-        if not callable(function):
+        if not inspect.isfunction(function):
             raise ConfigError(f"{module.__file__}: the {self.what} {name!r} needs a function of that name")
         return function
 
@@ -134,24 +187,63 @@ class Folder(Mapping[str, Entry]):
         return len(self._names())
 
 
-def _load(file: Path) -> ModuleType:
-    """Run a file as a module under a name that is its own; no bytecode is read or written."""
+def _load(file: Path) -> tuple[ModuleType, str]:
+    """Run a file as a module under a name that is its own, and digest it; no bytecode is read or written."""
     name = f"trimtab_added_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert isinstance(spec.loader, SourceFileLoader)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up by name
     try:
-        code = spec.loader.source_to_code(spec.loader.get_data(str(file)), str(file))
-        exec(code, module.__dict__)
+        source = spec.loader.get_data(str(file))
+        exec(spec.loader.source_to_code(source, str(file)), module.__dict__)
     except Exception as error:  # the file is the user's, and may raise anything; nothing is swallowed
         del sys.modules[name]
         raise ConfigError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
-    return module
+    return module, hashlib.sha256(source).hexdigest()
 
 
 STAGES = Folder("trimtab.stages", "stage")
 ADVANTAGES = Folder("trimtab.advantages", "advantage estimator")
 POLICY_LOSSES = Folder("trimtab.losses.policy", "policy loss")
-PREFERENCE_LOSSES = Folder("trimtab.losses.preference", "preference loss")
-REWARD_LOSSES = Folder("trimtab.losses.reward", "reward loss")
+PREFERENCE_LOSSES = Folder(
+    "trimtab.losses.preference",
+    "preference loss",
+    {
+        "chosen": (
+            "chosen", "rejected", "ref_chosen", "ref_rejected",
+            "chosen_tokens", "rejected_tokens", "chosen_kl", "rejected_kl",
+        ),
+        "desirable": ("logps", "ref_logps", "desirable", "baseline"),
+        "scores": ("logps", "tokens", "scores", "mask"),
+    },
+)  # fmt: skip
+REWARD_LOSSES = Folder(
+    "trimtab.losses.reward",
+    "reward loss",
+    {
+        "better": ("better", "worse", "margin", "probability"),
+        "ranks": ("scores", "ranks", "mask"),
+        "labels": ("scores", "labels", "mask"),
+    },
+    place=True,
+)
+OPEN: Mapping[str, Folder] = {"preference": PREFERENCE_LOSSES, "reward": REWARD_LOSSES}  # to losses of the user's own
+
+
+def use_plugins(folders: Sequence[str | Path], where: str = "") -> None:
+    """Add the losses of a user's folders, read anew, and forget those of any others.
+
+    A folder holds ``preference/NAME.py`` and ``reward/NAME.py``, as ``trimtab/losses`` does.
+
+    Raises ``ConfigError``, after ``where``, for a folder that is not there or holds none; and see ``Folder.add``.
+    """
+    for losses in OPEN.values():
+        losses.clear_added()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ConfigError(f"{where}plugins: no folder {str(folder)!r}")
+        kinds = [kind for kind in OPEN if (folder / kind).is_dir()]
+        if not [name for kind in kinds for name in OPEN[kind].add(folder / kind)]:
+            files = " and no ".join(f"{kind}/NAME.py" for kind in OPEN)
+            raise ConfigError(f"{where}plugins: there is no {files} in {str(folder)!r}")

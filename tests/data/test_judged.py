@@ -81,6 +81,17 @@ def test_a_tie_beside_a_preference_is_no_reason_to_stop() -> None:
     stop_at_first(found.left_out)
 
 
+def test_a_pair_names_the_likelier_answer_first() -> None:
+    """Whoever reads pairs then need not look at the label to know which answer is the better one."""
+    given = group(
+        Pair(better=0, worse=1, probability=0.2, strength=2.0, rater="j"), Pair(better=1, worse=2, probability=0.5)
+    )
+    assert kept(with_pairs, given) == (
+        Pair(better=1, worse=0, probability=0.8, strength=2.0, rater="j"),
+        Pair(better=1, worse=2, probability=0.5),
+    )
+
+
 # --- orders -----------------------------------------------------------------------------------------------------------
 
 

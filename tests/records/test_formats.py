@@ -409,6 +409,26 @@ def test_ranks_with_a_tie_and_an_answer_without_one() -> None:
     )
 
 
+def test_answers_with_ranks_are_no_group_of_ours() -> None:
+    row = {
+        "prompt": "\n\nHuman: Hi\n\nAssistant: ",
+        "answers": [{"answer": "a", "model": "m", "rank": 2.0}, {"answer": "b", "model": "n", "rank": 1.0}],
+        "turns": 1,
+        "source": ["s"],
+    }
+    assert read(row, "ranked") == Group(
+        id="file:1",
+        prompt=(HI,),
+        answers=(Answer(text="a", model="m"), Answer(text="b", model="n")),
+        verdicts=(Ranking(order=((1,), (0,))),),
+        meta={"turns": 1, "source": ["s"]},
+    )
+    ours = {"prompt": MESSAGES[:1], "answers": [{"text": "a"}]}
+    assert read(ours, "group").answers == (Answer(text="a"),)
+    with pytest.raises(FieldError, match="'answers'"):
+        detect({"question": "Hi", "answers": ["a", "b"]})
+
+
 def test_lists_of_texts_with_ranks_or_scores() -> None:
     row = {"query": "Hi", "responses": ["a", "b"], "scores": [0.5, None], "ranks": [2, 1]}
     group = read(row, "ranked")

@@ -17,6 +17,7 @@ from trimtab.records.types import (
     answers_named,
     best_answers,
     pairs,
+    spread,
 )
 
 ANSWERS = tuple(Answer(text=text) for text in "abcd")
@@ -73,8 +74,33 @@ def test_rankings_imply_every_pair_between_their_tiers() -> None:
         ((Pair(better=0, worse=1), Pair(better=1, worse=0)), [0, 1]),  # a circle
         ((Pair(better=0, worse=1, tie="tie"),), [0, 1, 2]),
         ((Ranking(order=((1, 2), (0,))),), [1, 2]),
+        ((Pair(better=0, worse=1), Pair(better=1, worse=0), Pair(better=1, worse=0)), [1]),  # two votes against one
+        ((Pair(better=0, worse=1, probability=0.3),), [1]),  # a soft label for the other side
+        ((Pair(better=0, worse=1, probability=0.5),), [0, 1, 2]),
+        ((Ranking(order=((0,), (1,), (2,))), Ranking(order=((1,), (0,), (2,)))), [0, 1]),  # they part at the top only
+        ((Thumb(answer=0, up=True), Thumb(answer=1, up=False)), [0, 2]),
+        ((Thumb(answer=0, up=False), Thumb(answer=0, up=True), Thumb(answer=0, up=False)), [1, 2]),
+        ((Thumb(answer=0, up=False), Thumb(answer=0, up=True)), [0, 1, 2]),
+        ((Pair(better=2, worse=0), Thumb(answer=2, up=False)), []),  # it won, and was disliked
     ],
 )
-def test_best_answers(verdicts: tuple[Pair | Ranking, ...], best: list[int]) -> None:
+def test_best_answers(verdicts: tuple[Pair | Ranking | Thumb, ...], best: list[int]) -> None:
     answers = tuple(Answer(text=text) for text in "abc")
     assert best_answers(Group(id="g", prompt=(), answers=answers, verdicts=verdicts)) == best
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "taken"),
+    [
+        (6, 3, [0, 2, 4]),
+        (5, 3, [0, 1, 3]),
+        (3, 3, [0, 1, 2]),
+        (2, 9, [0, 1]),
+        (4, 3, [0, 1, 2]),
+        (0, 3, []),
+        (3, 0, []),
+    ],
+)
+def test_spread_takes_groups_from_everywhere(count: int, limit: int, taken: list[int]) -> None:
+    groups = [Group(id=str(i), prompt=()) for i in range(count)]
+    assert [int(group.id) for group in spread(groups, limit)] == taken

@@ -80,14 +80,55 @@ def test_without_a_start_no_kl_is_said(tmp_path: Path, tiny_model: Path, source:
     assert not any(name.startswith("kl/") for name in metrics)
 
 
-def test_a_start_with_other_tokens_is_refused(
-    tmp_path: Path, tiny_model: Path, tuned: ModelRef, source: DataRef
-) -> None:
-    folder = tmp_path / "other"
+def other_model(folder: Path, tiny_model: Path, *, template: str = "", token: str = "") -> ModelRef:
+    """The tiny model with something appended to its chat template, or with one more token in its vocabulary."""
     shutil.copytree(tiny_model, folder)
     tokenizer = tiny_tokenizer()
     assert isinstance(tokenizer.chat_template, str)
-    tokenizer.chat_template = tokenizer.chat_template.replace("user", "human") + "{# other #}{{ ' ' }}"
+    tokenizer.chat_template += template
+    if token:
+        tokenizer.add_special_tokens({"additional_special_tokens": [token]})
     tokenizer.save_pretrained(folder)
+    return ModelRef("other", str(folder))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"template": "{{ ' ' }}"},
+        {"template": "{% if 'tower' in messages[-1].content %}{{ ' ' }}{% endif %}"},  # only the third prompt
+        {"token": "<|more|>"},  # no prompt, but an answer may hold it
+    ],
+)
+def test_a_start_with_other_tokens_is_refused_before_anything_is_sampled(
+    tmp_path: Path, tiny_model: Path, tuned: ModelRef, source: DataRef, change: dict[str, str]
+) -> None:
+    other = other_model(tmp_path / "other", tiny_model, **change)
     with pytest.raises(ConfigError, match=r"^stages\.evaluate\.start: it reads text as other tokens than 'sft' does$"):
-        measure(tmp_path / "run", source, tuned, start=ModelRef("other", str(folder)))
+        measure(tmp_path / "run", source, other, tuned, start=other)
+    assert list((tmp_path / "run").iterdir()) == []
+    with pytest.raises(
+        ConfigError, match=r"^stages\.evaluate\.start: it reads text as other tokens than 'other' does$"
+    ):
+        measure(tmp_path / "run", source, tuned, other, start=tuned)
+
+
+def test_a_start_on_another_base_with_the_same_tokens_will_do(
+    tmp_path: Path, tiny_model: Path, tuned: ModelRef, source: DataRef
+) -> None:
+    """Another folder with the same model in it."""
+    report, _ = measure(tmp_path / "run", source, tuned, start=other_model(tmp_path / "other", tiny_model))
+    plain, _ = measure(tmp_path / "plain", source, tuned, start=tiny.base(tiny_model))
+    assert kl_of(report, "sft") == pytest.approx(kl_of(plain, "sft"))
+
+
+def test_a_prompt_that_stands_there_twice_is_answered_once(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [tiny.row(f"r{i}", f"Why {i % 3}?", ["Because"]) for i in range(7)]
+    run = tiny.make_run(tmp_path, "evaluate")
+    evaluate(
+        run, prompts=tiny.write_rows(tmp_path / "rows.jsonl", rows), models=(tiny.base(tiny_model),), sampling=SAMPLING,
+        base_max_tokens=5,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [prompt["id"] for prompt in report["prompts"]] == ["r0", "r1", "r2"]
+    assert [note for note in run.notes if "7 rows hold 3 different prompts" in note]

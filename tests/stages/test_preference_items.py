@@ -68,6 +68,14 @@ def test_without_thumbs_winners_were_liked_and_losers_were_not() -> None:
     assert liked(group(Pair(better=0, worse=1, tie="tie"))) == {}
 
 
+def test_of_a_soft_label_the_likelier_answer_was_liked() -> None:
+    for chance, first in ((0.9, True), (0.2, False)):
+        found = item("answer", group(pair(0, 1, probability=chance)))
+        assert found is not None
+        assert found.liked == ((0, first), (1, not first))
+    assert item("answer", group(pair(0, 1, probability=0.5))) is None
+
+
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +206,17 @@ def test_lists_of_different_lengths_are_padded() -> None:
     assert micro.mask.tolist() == [[True, True, False], [True, True, True]]
     assert micro.index.tolist() == [[0, 1, 0], [2, 3, 4]]
     assert micro.label.tolist() == [[-1.0, 1.0, 0.0], [0.0, -2.0, 2.0]]
+    assert sorted(micro.ordered.tolist()) == [[1, 0], [2, 3], [4, 2], [4, 3]]
+
+
+def test_who_was_put_before_whom() -> None:
+    assert [found.ordered for found in items_of("pair", group(pair(3, 1), pair(1, 3), pair(3, 1)))] == [
+        [(1, 0), (0, 1), (1, 0)]
+    ]
+    (one, both) = items_of("answer", group(thumb(2, True)), group(thumb(1, False), thumb(2, True), thumb(3, True)))
+    assert (one.ordered, both.ordered) == ([], [(1, 0), (2, 0)])
+    (tied,) = items_of("list", group(Ranking(order=((3,), (0, 2)))))
+    assert tied.ordered == [(2, 0), (2, 1)]
 
 
 def test_the_stranger_is_the_first_judged_answer_of_the_next_other_prompt() -> None:
@@ -205,4 +224,5 @@ def test_the_stranger_is_the_first_judged_answer_of_the_next_other_prompt() -> N
         return Item(tokens=TokenGroup(prompt=(prompt,), answers=((first,), (9,))))
 
     items = [of(1, 10), of(1, 11), of(2, 20), of(1, 12)]
-    assert [_stranger(items, i) for i in range(4)] == [(20,), (20,), (12,), (20,)]  # the last goes on at the first
+    first = [_stranger(items, i, 8).answers for i in range(4)]
+    assert first == [((20,),), ((20,),), ((12,),), ((20,),)]  # the last goes on at the first

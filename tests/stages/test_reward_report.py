@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab.errors import DataError
 from trimtab.records.types import Answer, Group, Message, Pair, Ranking, Score
 from trimtab.rewards.reward_model import Attribute, Card
 from trimtab.stages._reward_labels import LabelScale
@@ -55,6 +56,11 @@ def test_accuracy_by_source_and_rater() -> None:
     assert "heldout/by_rater/b" not in metrics  # 19 verdicts
     assert metrics["heldout/accuracy"] == pytest.approx(15 / 39)
     assert not any(name.startswith(("heldout/ece", "heldout/accuracy/")) for name in metrics)
+
+
+def test_a_missing_score_is_no_miss() -> None:
+    with pytest.raises(DataError, match="a judge's score is missing"):
+        report_pairs([compared((math.nan, 0.0))], std=None)
 
 
 def test_one_source_is_no_breakdown_and_many_are_cut_to_the_largest() -> None:

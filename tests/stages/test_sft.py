@@ -163,6 +163,30 @@ def test_only_answers_that_lost_to_none_are_learned_from(tmp_path: Path, tiny_mo
     assert tiny.same_weights(tmp_path / "both", tmp_path / "good")
 
 
+def test_what_teaches_nothing_or_cannot_be_read_is_left_out_and_said(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [
+        tiny.row("good", "Why?", ["Because"]),
+        tiny.row("asked", "And then?", []),
+        tiny.row("disliked", "How?", ["Go away"], [{"kind": "thumb", "answer": 0, "up": False}]),
+    ]
+    data = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    with Path(data.source).open("a") as file:
+        file.write('{"id": "broken", "prompt": 3}\n')
+    run = tiny.make_run(tmp_path / "skip", "sft")
+    result = sft(run, data=data, init=tiny.base(tiny_model), steps=2, lora=tiny.LORA)
+    assert result.metrics["data/demonstrations"] == 1
+    assert [note for note in run.notes if "2 of 3 demonstrations were left out" in note]
+    assert [note for note in run.notes if "1 of 4 rows" in note and "line 4" in note], run.notes
+    good = tiny.write_rows(tmp_path / "good.jsonl", rows[:1])
+    sft(tiny.make_run(tmp_path / "good", "sft"), data=good, init=tiny.base(tiny_model), steps=2, lora=tiny.LORA)
+    assert tiny.same_weights(tmp_path / "skip", tmp_path / "good")
+    with pytest.raises(DataError, match="line 4"):
+        sft(tiny.make_run(tmp_path, "sft"), data=data, init=tiny.base(tiny_model), bad="stop", lora=tiny.LORA)
+    nothing = tiny.write_rows(tmp_path / "nothing.jsonl", rows[1:])
+    with pytest.raises(DataError, match="no answer in it to learn from"):
+        sft(tiny.make_run(tmp_path, "sft"), data=nothing, init=tiny.base(tiny_model), lora=tiny.LORA)
+
+
 class Killed(BaseException):
     """Stands for a kill."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,42 @@ def test_an_adapters_scale_is_part_of_the_key(tmp_path: Path, tiny_model: Path) 
     """The same weights under another alpha are another model."""
     run = tiny.make_run(tmp_path, "dpo")
     assert ask(trunk_with(tiny_model, alpha=8), run) != ask(trunk_with(tiny_model, alpha=80), run)
+
+
+def test_an_adapters_whole_configuration_is_part_of_the_key(tmp_path: Path, tiny_model: Path, cache: Path) -> None:
+    """The same weights, another scale in some of the layers."""
+    trunk_with(tiny_model).save_adapter("start", tmp_path / "saved")
+    path = tmp_path / "saved" / "adapter_config.json"
+    said = []
+    for pattern in ({}, {"q_proj": 80}, {"q_proj": 80, "v_proj": 1}):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_pattern": pattern}))
+        trunk = Trunk.load(tiny_model, dtype="float32")
+        trunk.load_adapter("start", tmp_path / "saved")
+        said.append(ask(trunk, tiny.make_run(tmp_path, "dpo")))
+        assert len(list(cache.iterdir())) == len(said)
+        groups = pytest.approx([x for row in said[-1] for x in row])
+        assert [x for row in answer_logps(trunk, "start", GROUPS, micro_tokens=64) for x in row.tolist()] == groups
+    assert said[0] != said[1] != said[2] != said[0]
+
+
+def test_where_an_adapter_lies_is_no_part_of_the_key(tmp_path: Path, tiny_model: Path, cache: Path) -> None:
+    trunk_with(tiny_model).save_adapter("start", tmp_path / "saved")
+    path = tmp_path / "saved" / "adapter_config.json"
+    for place in ("here", "there"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": place}))
+        trunk = Trunk.load(tiny_model, dtype="float32")
+        trunk.load_adapter(place, tmp_path / "saved")
+        ask(trunk, tiny.make_run(tmp_path, "dpo"), adapter=place)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_weights_in_4_bits_are_another_model(tmp_path: Path, tiny_model: Path, cache: Path) -> None:
+    """Their head has the precision that it has in bfloat16."""
+    trunk = trunk_with(tiny_model)
+    ask(trunk, tiny.make_run(tmp_path, "dpo"))
+    trunk.quantised = True
+    ask(trunk, tiny.make_run(tmp_path, "dpo"))
+    assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "lost"])

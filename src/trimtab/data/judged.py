@@ -27,8 +27,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from trimtab.errors import DataError
-from trimtab.records.read import read_groups
-from trimtab.records.types import Answer, Group, Pair, Ranking, Score, Thumb, Verdict, answers_named, pairs
+from trimtab.records.read import Reading, read_groups
+from trimtab.records.types import (
+    Answer,
+    Group,
+    Pair,
+    Ranking,
+    Score,
+    Thumb,
+    Verdict,
+    answers_named,
+    best_only,
+    pairs,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from trimtab.train.run import Run
@@ -96,7 +107,7 @@ def read_judged(source: str, check: Check, *, run: Run, bad: Bad = "skip", what:
     ``bad`` is ``"stop"``.
     """
     reading = read_groups(source, on_bad=bad)
-    refused = [LeftOut(place=str(row.place), trouble="refused", reason=str(row), gone=True) for row in reading.refused]
+    refused = _refused(reading)
     found = usable(reading.groups, check, places=[str(place) for place in reading.places], what=what)
     judged = replace(found, left_out=(*refused, *found.left_out))
     if bad == "stop":
@@ -107,6 +118,35 @@ def read_judged(source: str, check: Check, *, run: Run, bad: Bad = "skip", what:
         first = f"; the first row: {judged.left_out[0].reason}" if judged.left_out else ""
         raise DataError(f"{source}: no {what} in it that could be learned from{first}")
     return judged
+
+
+def read_unjudged(source: str, *, run: Run, bad: Bad = "skip") -> tuple[Group, ...]:
+    """Read a source whose rows need no verdict; the run is told which cannot be read (``bad="stop"``: DataError)."""
+    reading = read_groups(source, on_bad=bad)
+    for sentence in sentences(Judged(groups=reading.groups, places=(), left_out=_refused(reading)), source, ""):
+        run.note(sentence)
+    return reading.groups
+
+
+def read_demonstrations(source: str, *, run: Run, what: str, bad: Bad = "skip") -> list[Group]:
+    """Read what next-token learning learns from: answers that lost to none and that nobody disliked.
+
+    Groups without such an answer are left out, and the run is told. Raises DataError when nothing is left.
+    """
+    groups = read_unjudged(source, run=run, bad=bad)
+    kept = [group for group in map(best_only, groups) if group.answers]
+    if not kept:
+        raise DataError(f"{source}: there is no answer in it to learn from")
+    if len(kept) < len(groups):
+        left = len(groups) - len(kept)
+        run.note(f"{left} of {len(groups)} {what} were left out: without an answer, or all lost or were disliked")
+    return kept
+
+
+def _refused(reading: Reading) -> tuple[LeftOut, ...]:
+    return tuple(
+        LeftOut(place=str(row.place), trouble="refused", reason=str(row), gone=True) for row in reading.refused
+    )
 
 
 def usable(
@@ -177,13 +217,16 @@ def _singular(trouble: Trouble, what: str) -> str:
 
 
 def with_pairs(group: Group) -> tuple[Group, list[Trouble]]:
-    """Keep every strict preference, those of rankings too, as Pairs."""
+    """Keep every strict preference, those of rankings too, as Pairs.
+
+    A soft label names the likelier answer first: P(better beats worse) is at least 1/2.
+    """
     troubles: list[Trouble] = ["tie" for verdict in group.verdicts if _ties(verdict)]
     kept: list[Verdict] = []
     for pair in pairs(group):
         trouble = _trouble_of(group, pair)
         if trouble is None:
-            kept.append(pair)
+            kept.append(_likelier_first(pair))
         else:
             troubles.append(trouble)
     return replace(group, verdicts=tuple(kept)), troubles
@@ -302,11 +345,18 @@ def _trouble_of(group: Group, pair: Pair) -> Trouble | None:
     return None
 
 
+def _likelier_first(pair: Pair) -> Pair:
+    """The same preference with the likelier answer as the better one."""
+    if pair.probability is None or pair.probability >= 0.5:
+        return pair
+    return replace(pair, better=pair.worse, worse=pair.better, probability=1 - pair.probability)
+
+
 def _order_of_pair(pair: Pair) -> Ranking:
     """The order that a strict preference is; of a soft label, the likelier one."""
-    chance = 1.0 if pair.probability is None else pair.probability
-    tiers = ((pair.better, pair.worse),) if chance == 0.5 else ((pair.better,), (pair.worse,))
-    return Ranking(order=tiers if chance >= 0.5 else tiers[::-1], rater=pair.rater)
+    pair = _likelier_first(pair)
+    tiers = ((pair.better, pair.worse),) if pair.probability == 0.5 else ((pair.better,), (pair.worse,))
+    return Ranking(order=tiers, rater=pair.rater)
 
 
 def _cleaned(group: Group, ranking: Ranking) -> tuple[Ranking, list[Trouble]]:

@@ -51,9 +51,19 @@ def _all(row: Keys, *keys: str) -> bool:
 
 def _is_group(row: Keys) -> bool:
     answers = row.get("answers")
-    if isinstance(answers, list):
+    if isinstance(answers, list) and not _are_ranked(answers):
         return "prompt" in row or all(isinstance(answer, Mapping) and "text" in answer for answer in answers)
     return set(row) <= set(GROUP_KEYS) and _any(row, "meta", "verdicts") and isinstance(row.get("prompt"), list)
+
+
+def _are_ranked(answers: object) -> bool:
+    """Tell whether ``answers`` are Nectar's (each has an ``answer`` and a rank) and not our own, which have a text."""
+    return isinstance(answers, list) and any(isinstance(item, Mapping) and "answer" in item for item in answers)
+
+
+def _is_ranked(row: Keys) -> bool:
+    listed = _any(row, "responses", "completions", "candidates") or _are_ranked(row.get("answers"))
+    return listed and _any(row, *PROMPTS)
 
 
 def _read_group(fields: Fields) -> Group:
@@ -113,7 +123,7 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "ranked",
         "prompt, responses with ranks or scores",
-        lambda row: _any(row, *ratings.LIST_KEYS) and _any(row, *PROMPTS),
+        _is_ranked,
         ratings.ranked,
     ),
     Format("transcripts", "HH-RLHF: chosen, rejected", _is_transcripts, comparisons.transcripts),

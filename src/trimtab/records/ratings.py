@@ -20,7 +20,7 @@ from trimtab.records.fields import (
 )
 from trimtab.records.types import Answer, Edit, Group, Pair, Ranking, Score, Thumb, Verdict
 
-LIST_KEYS = ("responses", "completions", "candidates")
+LIST_KEYS = ("responses", "completions", "candidates", "answers")
 SCORE_DICTS = ("scores", "ratings", "grades", "attributes")
 SCORE_NUMBERS = ("score", "overall_score", "reward", "correct")
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -108,7 +108,8 @@ def labelled_text(fields: Fields) -> Group:
 def ranked(fields: Fields) -> Group:
     """A list of answers (``responses``) with ranks (1 is best), scores, several raters' ratings, or pairwise labels.
 
-    Ranks make a Ranking, numbers make Scores, ``pairwise`` makes Pairs, ``feedback_on_response_N.corrected`` an Edit.
+    The list may be Nectar's, ``answers`` with an ``answer`` each. Ranks make a Ranking, numbers make Scores,
+    ``pairwise`` makes Pairs, ``feedback_on_response_N.corrected`` an Edit.
     What an answer's object holds besides stays in ``meta["responses"]``, one entry an answer.
     """
     prompt = take_prompt(fields)
@@ -194,7 +195,7 @@ def _scores(fields: Fields, answer: int) -> Iterator[Score]:
 
 def _listed_answer(item: Fields) -> Answer:
     model = item.optional_text("model", "system", "author")
-    return Answer(text=item.text("text", "response", "content", "completion"), model=model)
+    return Answer(text=item.text("text", "response", "answer", "content", "completion"), model=model)
 
 
 def _tiers(ranks: Mapping[int, float], **said: str | None) -> Iterator[Ranking]:

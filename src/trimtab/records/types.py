@@ -10,7 +10,8 @@ Everything is frozen; a change makes a new record. Answers are named by their in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -172,13 +173,34 @@ def pairs(group: Group) -> list[Pair]:
 
 
 def best_answers(group: Group) -> list[int]:
-    """Return the answers that win a strict preference and lose none; in a circle, all that win; unjudged, all."""
-    found = pairs(group)
-    winners, losers = {pair.better for pair in found}, {pair.worse for pair in found}
-    return sorted(winners - losers or winners or range(len(group.answers)))
+    """Return the answers that are worth learning from: those that win a comparison and lose none.
+
+    Where several verdicts speak of the same two answers, most of them decide; of a soft label the likelier side counts.
+    In a circle, or with as many on both sides, all that win are best; where nothing was compared, all. Answers with
+    more thumbs down than up are left out of these, so there may be none.
+    """
+    wins: Counter[tuple[int, int]] = Counter()  # (better, worse)
+    thumbs: Counter[int] = Counter()
+    for pair in pairs(group):
+        chance = 1.0 if pair.probability is None else pair.probability
+        if chance != 0.5:
+            wins[(pair.better, pair.worse) if chance > 0.5 else (pair.worse, pair.better)] += 1
+    for verdict in group.verdicts:
+        if isinstance(verdict, Thumb):
+            thumbs[verdict.answer] += 1 if verdict.up else -1
+    decided = [sides for sides, count in wins.items() if count > wins[sides[::-1]]]
+    winners, losers = {better for better, _ in decided}, {worse for _, worse in decided}
+    found = winners - losers or winners or {better for better, _ in wins} or range(len(group.answers))
+    return sorted(index for index in found if thumbs[index] >= 0)
 
 
 def best_only(group: Group) -> Group:
-    """Leave out answers that lost: a rejected answer is no demonstration."""
+    """Leave out answers that lost or were disliked: a rejected answer is no demonstration."""
     kept = best_answers(group)
     return group if len(kept) == len(group.answers) else group.with_answers(tuple(group.answers[i] for i in kept))
+
+
+def spread(groups: Sequence[Group], limit: int) -> list[Group]:
+    """Return at most ``limit`` Groups at even distances, from the first on: which ones depends on nothing else."""
+    count = min(limit, len(groups))
+    return [groups[i * len(groups) // count] for i in range(count)]

@@ -26,15 +26,17 @@ from torch import Tensor
 from trimtab.artifacts import BESIDE, ITSELF, MANIFEST, Artifact, read_artifact, write_json
 from trimtab.config import ModelRef
 from trimtab.errors import ConfigError, ModelError
+from trimtab.model.source import resolve
 from trimtab.model.trunk import Trunk
 from trimtab.records.types import Group
+from trimtab.rewards.implicit import STAGES as IMPLICIT
+from trimtab.rewards.implicit import find_start, reference_beta
 from trimtab.rewards.reading import Trunks, read_card, unique
 from trimtab.rewards.scorer import Scorer, open_scorer
 from trimtab.tensors.tree import TreeBatch
 
 CARD = "ensemble.json"
 MEMBERS = "members"
-COPIED = ("reward", "gated_reward")  # stages whose folders need nothing beside them but their base
 
 How = Literal["mean", "worst", "uncertain", "weighted"]
 
@@ -155,25 +157,48 @@ def save_card(folder: Path, card: EnsembleCard) -> None:
 def keep_member(artifact: Artifact, work: Path, number: int) -> str:
     """Make sure that a member is found from the finished folder of a stage that works in ``work``; return its place.
 
-    A stage of the same run will stand beside it. What comes from elsewhere is copied in.
+    A stage of the same run will stand beside it. What comes from elsewhere is copied in, with the model that its
+    training started from where its reward is measured from that one; only a base that is not this start stays where it
+    is.
 
-    Errors: ConfigError for a member from elsewhere that leans on other folders itself.
+    Errors: ConfigError for an ensemble from elsewhere, ModelError where the start is not to be found any more.
     """
     if artifact.folder.parent == (work.parents[1] / "artifacts").resolve():
         return f"{BESIDE}../{artifact.folder.name}"
-    if artifact.stage not in COPIED:
+    if artifact.stage == "ensemble":
         raise ConfigError(
-            f"{artifact.folder}: a member of stage {artifact.stage!r} leans on what stands beside it, so it must be a "
-            "stage of the same run"
+            f"{artifact.folder}: an ensemble of another run leans on its own members there; name those members here"
         )
     target = work / MEMBERS / str(number)
+    facts: dict[str, Any] = {}
+    if reference_beta(artifact.manifest) is not None:
+        facts = _keep_start(artifact, target.parent)
+    _copy(artifact, target, facts)
+    return f"{BESIDE}{os.path.relpath(target, work)}"
+
+
+def _keep_start(artifact: Artifact, members: Path) -> dict[str, Any]:
+    """Copy what a policy's training started from beside its own copy; return what ``find_start`` reads there."""
+    start = find_start(artifact)
+    facts: dict[str, Any] = {"config": {**artifact.manifest["config"], "init": "base"}}
+    if start.artifact is None:
+        return {**facts, "inputs": {"base": resolve(start.base).digest}, "model": start.base}
+    slot = f"base-{start.artifact.key[:12]}"
+    _copy(start.artifact, members / slot, {})
+    if not artifact.whole and artifact.base == str(start.artifact.folder):  # an adapter on that very model
+        facts["base"] = f"{BESIDE}../{slot}"
+    return {**facts, "inputs": {"base": start.artifact.key}}
+
+
+def _copy(artifact: Artifact, target: Path, facts: Mapping[str, Any]) -> None:
+    """Copy an artifact's folder, with a manifest that says what a scorer asks of it."""
     shutil.rmtree(target, ignore_errors=True)  # half of it, from before a kill
     skipped = shutil.ignore_patterns("checkpoints", "metrics.jsonl", MANIFEST)
     shutil.copytree(artifact.folder, target, ignore=skipped)
-    base = ITSELF if artifact.whole else artifact.base
     kept = {name: artifact.manifest[name] for name in ("name", "stage", "key")}
-    write_json(target / MANIFEST, {**kept, "base": base})
-    return f"{BESIDE}{os.path.relpath(target, work)}"
+    if artifact.stage in IMPLICIT:  # with which method it was trained
+        kept["config"] = artifact.manifest.get("config", {})
+    write_json(target / MANIFEST, {**kept, "base": ITSELF if artifact.whole else artifact.base, **facts})
 
 
 def _find(folder: Path, member: Member) -> ModelRef:

@@ -10,7 +10,6 @@ The reference is what training started from. Methods without one rank answers by
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,16 +88,19 @@ def _sums(role: Role, batch: TreeBatch) -> Tensor:
 
 
 def reference_beta(manifest: Mapping[str, Any]) -> float | None:
-    """What a stage's method multiplies log-ratios by; ``None`` when it has no reference (sft: never)."""
+    """What a stage's method multiplies log-ratios by; ``None`` when it has no reference (sft: never).
+
+    Of a loss of the user's own the manifest says which columns it asked for: its file need not be known here.
+    """
     config = manifest.get("config", {})
-    if manifest["stage"] != "preference" or config.get("method", "dpo") not in PREFERENCE_LOSSES:
+    method, own = config.get("method", "dpo"), manifest.get("plugins", {}).get("method")
+    if manifest["stage"] != "preference" or (own is None and method not in PREFERENCE_LOSSES):
         return None
-    entry = PREFERENCE_LOSSES[config.get("method", "dpo")]
-    columns = [name for name in inspect.signature(entry.function).parameters if name not in entry.options]
+    options = PREFERENCE_LOSSES[method].options if own is None else {}
+    columns = PREFERENCE_LOSSES[method].columns if own is None else own
     if not any(name.startswith("ref_") or name.endswith("_kl") or name == "baseline" for name in columns):
         return None
-    default = entry.options["beta"].default if "beta" in entry.options else 1.0
-    return float(config.get("beta", default))
+    return float(config.get("beta", options["beta"].default if "beta" in options else 1.0))
 
 
 def find_start(artifact: Artifact) -> ModelRef:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from trimtab.data.judged import Check, with_orders, with_pairs, with_thumbs
 from trimtab.errors import ConfigError
 from trimtab.model.trunk import Trunk
-from trimtab.records.types import Group, Pair, Thumb, pairs
-from trimtab.tensors.tree import TokenGroup
+from trimtab.records.types import Group, Thumb, pairs
+from trimtab.tensors.tree import TokenGroup, pack
 from trimtab.train.reference import reference_logps
 from trimtab.train.run import Run
 
@@ -45,12 +46,27 @@ class Item:
         """How many items of the loss it is."""
         return len(self.pairs) or len(self.liked) or 1
 
+    @property
+    def ordered(self) -> list[tuple[int, int]]:
+        """All (better, worse) that were said or that follow from it."""
+        if self.pairs:
+            return [(better, worse) for better, worse, _ in self.pairs]
+        marks = dict(self.liked) if self.liked else dict(enumerate(self.scores))
+        return [(i, j) for i in marks for j in marks if marks[i] > marks[j]]
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """How many tokens of each answer are learned from."""
+        batch = pack([self.tokens])
+        return tuple(torch.bincount(batch.answer, minlength=batch.num_answers).tolist())
+
 
 def make_item(kind: Kind, group: Group, tokens: TokenGroup) -> Item | None:
     """What a loss of this kind learns from a Group that its check has passed; ``None`` when verdicts cancel out."""
     match kind:
         case "pair":
-            return Item(tokens=tokens, pairs=tuple(map(_likelier, pairs(group))))
+            said = [(p.better, p.worse, 1.0 if p.probability is None else p.probability) for p in pairs(group)]
+            return Item(tokens=tokens, pairs=tuple(said))
         case "answer":
             thumbs = liked(group)
             kept = replace(
@@ -63,24 +79,18 @@ def make_item(kind: Kind, group: Group, tokens: TokenGroup) -> Item | None:
             return Item(tokens=tokens, scores=scores) if len(set(scores)) > 1 else None
 
 
-def _likelier(pair: Pair) -> tuple[int, int, float]:
-    """A strict preference as (better, worse, probability): of a soft label, the likelier side is the better one."""
-    chance = 1.0 if pair.probability is None else pair.probability
-    return (pair.better, pair.worse, chance) if chance >= 0.5 else (pair.worse, pair.better, 1 - chance)
-
-
 def liked(group: Group) -> dict[int, bool]:
     """Which answers were liked and which were not: by thumbs (most of them decide; a tie says nothing).
 
     Without thumbs, an answer that won some comparison and lost none was liked, and one that lost some and won none was
-    not.
+    not; a soft label of 1/2 is no comparison.
     """
     votes: dict[int, int] = {}
     for verdict in group.verdicts:
         if isinstance(verdict, Thumb):
             votes[verdict.answer] = votes.get(verdict.answer, 0) + (1 if verdict.up else -1)
     if not votes:
-        found = pairs(group)
+        found = [pair for pair in pairs(group) if pair.probability != 0.5]
         winners, losers = {p.better for p in found}, {p.worse for p in found}
         votes = {index: 1 if index in winners else -1 for index in winners ^ losers}
     return {index: vote > 0 for index, vote in sorted(votes.items()) if vote}
@@ -96,26 +106,40 @@ def order(group: Group) -> tuple[float, ...]:
 
 
 def with_reference(
-    items: Sequence[Item], run: Run, trunk: Trunk, adapter: str | None, *, micro_tokens: int, strangers: bool
-) -> list[Item]:
+    items: Sequence[Item], run: Run, trunk: Trunk, adapter: str | None, *, micro_tokens: int,
+    strangers: int | None = None,
+) -> list[Item]:  # fmt: skip
     """Add what the reference thinks of every answer; with ``strangers``, also of another prompt's answer (KTO's z0).
 
-    The stranger is the first judged answer of the next prompt in the data that is another prompt, so that it is the
-    same at every step and its number is computed once.
+    The stranger is the first judged answer of the next prompt in the data that is another prompt and with which it has
+    at most ``strangers`` tokens: so it is the same at every step and its number is computed once.
     """
     tokens = [item.tokens for item in items]
     known = reference_logps(run, trunk, adapter, tokens, micro_tokens=micro_tokens)
     items = [replace(item, ref_logps=logps) for item, logps in zip(items, known, strict=True)]
-    if not strangers or not items:
+    if strangers is None or not items:
         return items
     if len({item.tokens.prompt for item in items}) < 2:
         raise ConfigError(f"stages.{run.name}: this method compares with answers to other prompts; there is only one")
-    mixed = [TokenGroup(prompt=items[i].tokens.prompt, answers=(_stranger(items, i),)) for i in range(len(items))]
+    mixed = [_stranger(items, i, strangers) for i in range(len(items))]
     theirs = reference_logps(run, trunk, adapter, mixed, micro_tokens=micro_tokens)
     return [replace(item, mismatch=pair) for item, pair in zip(items, zip(mixed, theirs, strict=True), strict=True)]
 
 
-def _stranger(items: Sequence[Item], i: int) -> tuple[int, ...]:
-    """The first answer of the next item with another prompt."""
-    later = (items[(i + step) % len(items)].tokens for step in range(1, len(items)))
-    return next(tokens.answers[0] for tokens in later if tokens.prompt != items[i].tokens.prompt)
+def _stranger(items: Sequence[Item], i: int, max_length: int) -> TokenGroup:
+    """An item's prompt with the first answer of the next item of another prompt that fits; if none does, the shortest.
+
+    What of that answer is trained where it belongs is trained here.
+    """
+    prompt = items[i].tokens.prompt
+
+    def others() -> Iterator[TokenGroup]:
+        later = (items[(i + step) % len(items)].tokens for step in range(1, len(items)))
+        return (tokens for tokens in later if tokens.prompt != prompt)
+
+    def length(tokens: TokenGroup) -> int:
+        return len(prompt) + len(tokens.answers[0])
+
+    fits = next((tokens for tokens in others() if length(tokens) <= max_length), None)
+    found = min(others(), key=length) if fits is None else fits
+    return replace(found, prompt=prompt, answers=found.answers[:1], trained=found.trained and found.trained[:1])

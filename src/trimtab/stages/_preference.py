@@ -17,7 +17,7 @@ from trimtab.model.roles import Role
 from trimtab.registry import Entry
 from trimtab.stages._items import Item, Kind
 from trimtab.stages._texts import Texts, Work
-from trimtab.tensors.tree import TreeBatch, pack, split_by_tokens
+from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 from trimtab.train.loop import Update, batch_at
 from trimtab.train.reference import answer_logps
 from trimtab.train.run import Means
@@ -53,7 +53,8 @@ class Objective:
     @property
     def beta(self) -> float:
         """What the method multiplies log-ratios by (1 when it has no such option)."""
-        return float(self.options.get("beta", 1.0))
+        own = self.entry.options.get("beta")
+        return float(self.options.get("beta", 1.0 if own is None else own.default))
 
     def rewards(self, numbers: Mapping[str, Tensor]) -> Tensor:
         """Implicit rewards of answers: beta times the log-ratio, without a reference the mean over tokens."""
@@ -82,12 +83,14 @@ class Micro:
     """A micro-batch: its tokens, and the items as indices of the packed answers.
 
     ``index`` is (P, 2) of better and worse for pairs, (I,) for answers, (G, K) for lists, padded with any answer where
-    ``mask`` is False. ``weight`` is an item's share of the update: it sums to 1 over the update's micro-batches.
-    ``units`` counts what counts the same (prompts, or answers) here, ``whole`` in the update.
+    ``mask`` is False. ``ordered`` are all pairs of answers of which one was put before the other, for the log.
+    ``weight`` is an item's share of the update: it sums to 1 over the update's micro-batches. ``units`` counts what
+    counts the same (prompts, or answers) here, ``whole`` in the update.
     """
 
     batch: TreeBatch
     index: Tensor
+    ordered: Tensor  # (P, 2) better, worse
     label: Tensor  # P(better beats worse) | liked | scores, in the shape of the items
     mask: Tensor
     weight: Tensor  # (items,)
@@ -98,7 +101,7 @@ class Micro:
 
     def to(self, device: torch.device) -> Micro:
         """The same on a device."""
-        names = ("index", "label", "mask", "weight", "ref_logps", "baseline")
+        names = ("index", "ordered", "label", "mask", "weight", "ref_logps", "baseline")
         moved = {name: getattr(self, name).to(device) for name in names}
         return replace(self, batch=self.batch.to(device), **moved)
 
@@ -116,11 +119,14 @@ class Preference:
     def updates(self, step: int, log: Means) -> Iterator[Update[Work]]:
         """The step's batch, and the texts mixed into it."""
         chosen = [self.items[i] for i in batch_at(step, len(self.items), self.batch, self.seed)]
-        micros = self.micros(chosen, self._baseline(chosen, log))
-        log.add({"train/tokens": float(sum(micro.batch.ids.numel() for micro in micros))})
+        strange = [item.mismatch for item in chosen if item.mismatch is not None]
+        micros = self.micros(chosen, self._baseline(strange, log))
+        tokens = sum(len(item.tokens) for item in chosen) + sum(len(item) for item, _ in strange)
         work: list[Work] = [partial(self.learn, micro) for micro in micros]
         if self.texts is not None:
+            tokens += self.texts.num_tokens(step)
             work += self.texts.work(step)
+        log.add({"train/tokens": float(tokens)})  # all that the policy reads, also what it only reads for the baseline
         yield Update(micros=work, accumulate=lambda call: call())
 
     def state(self) -> dict[str, Any]:
@@ -141,12 +147,15 @@ class Preference:
         """One micro-batch of an update of ``whole`` prompts (or answers)."""
         width = max(len(item.scores) for item in items)
         index: list[list[int]] = []
+        ordered: list[tuple[int, int]] = []
         label: list[list[float]] = []
         weight: list[float] = []
         first = 0
         for item in items:
+            own = [(first + better, first + worse) for better, worse in item.ordered]
+            ordered += own
             if item.pairs:
-                index += [[first + better, first + worse] for better, worse, _ in item.pairs]
+                index += map(list, own)
                 label += [[probability] for _, _, probability in item.pairs]
                 weight += [1 / whole / len(item.pairs)] * len(item.pairs)
             elif item.liked:
@@ -165,6 +174,7 @@ class Preference:
         return Micro(
             batch=pack([item.tokens for item in items]),
             index=torch.tensor(index).squeeze(1) if single else torch.tensor(index),
+            ordered=torch.tensor(ordered, dtype=torch.long).reshape(-1, 2),
             label=labels.nan_to_num() if self.objective.kind == "list" else labels.squeeze(1),
             mask=~labels.isnan(),
             weight=torch.tensor(weight),
@@ -235,7 +245,7 @@ class Preference:
                 "rewards/chosen": mine[up], "rewards/rejected": mine[~up],
                 "logps/chosen": logps[micro.index][up], "logps/rejected": logps[micro.index][~up],
             }  # fmt: skip
-        better, worse = micro.index.unbind(1) if self.objective.kind == "pair" else self._ordered(micro)
+        better, worse = micro.ordered.unbind(1)
         return {
             "train/accuracy": (reward[better] > reward[worse]).float(),
             "rewards/chosen": reward[better], "rewards/rejected": reward[worse],
@@ -243,17 +253,10 @@ class Preference:
             "logps/chosen": logps[better], "logps/rejected": logps[worse],
         }  # fmt: skip
 
-    def _ordered(self, micro: Micro) -> tuple[Tensor, Tensor]:
-        """All pairs (P,), (P,) that the scores of lists put in order."""
-        wins = (micro.label[:, :, None] > micro.label[:, None, :]) & micro.mask[:, :, None] & micro.mask[:, None, :]
-        row, better, worse = wins.nonzero(as_tuple=True)
-        return micro.index[row, better], micro.index[row, worse]
-
-    def _baseline(self, items: Sequence[Item], log: Means) -> Tensor:
+    def _baseline(self, strange: Sequence[tuple[TokenGroup, Tensor]], log: Means) -> Tensor:
         """KTO's z0: how far the policy is from the reference on answers to other prompts, at least 0, no gradient."""
         if "baseline" not in self.objective.columns:
             return torch.zeros(())
-        strange = [item.mismatch for item in items if item.mismatch is not None]
         assert strange
         mine = answer_logps(
             self.policy.trunk, self.policy.adapter, [tokens for tokens, _ in strange], micro_tokens=self.micro_tokens

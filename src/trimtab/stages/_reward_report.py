@@ -32,7 +32,7 @@ from torch import Tensor
 from trimtab.records.types import Group, pairs
 from trimtab.rewards.reward_model import Card
 from trimtab.stages._reward_labels import LabelScale
-from trimtab.stats.winrate import win_rate
+from trimtab.stats.winrate import outcome, win_rate
 from trimtab.tensors.masked import correlation
 from trimtab.tensors.tree import TokenGroup
 
@@ -53,7 +53,7 @@ class Compared:
     prompt: Hashable
     scores: tuple[float, float]
     lengths: tuple[int, int]
-    finished: tuple[bool, bool]
+    finished: tuple[bool, bool] = (True, True)
     chance: float = 1.0
     rater: str | None = None
     source: str | None = None
@@ -62,7 +62,7 @@ class Compared:
     @property
     def hit(self) -> float:
         """1 when the better answer has the higher score, 1/2 when the scores are equal."""
-        return _wins(*self.scores)
+        return outcome(*self.scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +150,27 @@ def _compared(best: _Scored, worst: _Scored, chance: float | None = None, rater:
     )
 
 
-def report_pairs(found: Sequence[Compared], *, std: float | None) -> Metrics:
-    """Accuracy beside the two rules, its breakdowns, and, given the scores' deviation before rescaling, calibration.
-
-    Pairs of one prompt are averaged first, so the interval is over prompts; the breakdowns are means over pairs.
-    """
+def report_accuracy(found: Sequence[Compared]) -> Metrics:
+    """Accuracy beside "the longer wins". Pairs of one prompt are averaged first, so the interval is over prompts."""
     share = win_rate([c.hit for c in found], prompts=[c.prompt for c in found])
-    metrics = {
+    return {
         "heldout/accuracy": share.mean,
         "heldout/accuracy_lo": share.lo,
         "heldout/accuracy_hi": share.hi,
         "heldout/prompts": float(share.n),
         "heldout/n": float(len(found)),
-        "heldout/longer_wins": _mean([_wins(*c.lengths) for c in found]),
-        "heldout/finished_wins": _mean([_wins(*c.finished) for c in found]),
+        "heldout/longer_wins": _mean([outcome(*c.lengths) for c in found]),
+    }
+
+
+def report_pairs(found: Sequence[Compared], *, std: float | None) -> Metrics:
+    """Accuracy beside the two rules, its breakdowns, and, given the scores' deviation before rescaling, calibration.
+
+    The breakdowns are means over pairs.
+    """
+    metrics = {
+        **report_accuracy(found),
+        "heldout/finished_wins": _mean([outcome(*c.finished) for c in found]),
         **_by("accuracy", found, lambda c: c.flaw, most=None),
         **_by("by_source", found, lambda c: c.source, least=2),
         **_by("by_rater", found, lambda c: c.rater, few=FEW_VERDICTS),
@@ -297,7 +304,3 @@ def _source(group: Group) -> str | None:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _wins(a: float, b: float) -> float:
-    return 1.0 if a > b else 0.5 if a == b else 0.0

@@ -33,21 +33,22 @@ class Texts:
 
     def updates(self, step: int, log: Means) -> Iterator[Update[Work]]:
         """The step's batch."""
-        packed = self._packed(step)
-        log.add({"train/tokens": float(sum(batch.ids.numel() for batch in packed))})
-        yield Update(micros=self._work(packed), accumulate=lambda call: call())
+        log.add({"train/tokens": float(self.num_tokens(step))})
+        yield Update(micros=self.work(step), accumulate=lambda call: call())
+
+    def num_tokens(self, number: int) -> int:
+        """Tokens that the model reads in batch ``number``."""
+        return sum(map(len, self._batch(number)))
 
     def work(self, number: int) -> list[Work]:
         """Forward and backward of batch ``number``, a call for each micro-batch; the mean is over the whole batch."""
-        return self._work(self._packed(number))
-
-    def _packed(self, number: int) -> list[TreeBatch]:
-        items = [self.tokens[i] for i in batch_at(number, len(self.tokens), self.batch, self.seed)]
-        return [pack([items[i] for i in cut]) for cut in split_by_tokens(items, self.micro_tokens)]
-
-    def _work(self, packed: Sequence[TreeBatch]) -> list[Work]:
+        items = self._batch(number)
+        packed = [pack([items[i] for i in cut]) for cut in split_by_tokens(items, self.micro_tokens)]
         total = max(1, sum(batch.num_targets for batch in packed))  # a batch may hold no target at all
         return [partial(self._learn, batch, total) for batch in packed]
+
+    def _batch(self, number: int) -> list[TokenGroup]:
+        return [self.tokens[i] for i in batch_at(number, len(self.tokens), self.batch, self.seed)]
 
     def _learn(self, batch: TreeBatch, total: int) -> dict[str, Tensor]:
         with self.trunk.using(self.adapter):

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from trimtab.artifacts import BESIDE
 from trimtab.config import DataRef, ModelRef
-from trimtab.data.judged import Bad, read_judged, with_pairs
+from trimtab.data.judged import Bad, read_judged, read_unjudged, with_pairs
 from trimtab.errors import ConfigError, DataError, RewardError, did_you_mean
-from trimtab.records.read import read_groups
-from trimtab.records.types import Group
+from trimtab.records.types import Group, spread
 from trimtab.rewards.ensemble import (
     MEMBERS,
     Ensemble,
@@ -50,13 +49,13 @@ def ensemble(
     """Make one scorer of several (Coste et al., 2024, arXiv:2310.02743), to be named wherever a reward is.
 
     ``members``: reward models, gated ones, other ensembles, policies by their implicit reward. Each is standardised on
-    the answers of ``data`` (``limit`` prompts of it at a fixed stride) to mean 0 and deviation 1. ``how``: their mean,
+    the answers of ``data`` (``limit`` prompts of it at even distances) to mean 0 and deviation 1. ``how``: their mean,
     the worst of them, their mean less ``penalty`` times their variance (uncertain), or a sum by ``weights``, which
     names members. Members' agreement is told, and on ``heldout`` the accuracy of each beside that of all together.
     """
     _check(run, members, how, penalty, weights)
-    groups = [group for group in read_groups(data.source, on_bad=bad).groups if group.answers]
-    groups = groups[:: max(1, len(groups) // limit)][:limit]
+    groups = [group for group in read_unjudged(data.source, run=run, bad=bad) if group.answers]
+    groups = spread(groups, limit)
     if sum(len(group.answers) for group in groups) < 2:
         raise DataError(f"{data.source}: there are no two answers in it to standardise members on")
     scorers = open_members(members, {}, dtype=run.dtype)

@@ -13,13 +13,15 @@ import numpy as np
 
 from trimtab.artifacts import write_json
 from trimtab.config import BASE, DataRef, ModelRef
+from trimtab.data.judged import Bad, read_unjudged
 from trimtab.errors import ConfigError
+from trimtab.model.chat import Chat
+from trimtab.model.load import load_tokenizer
 from trimtab.model.roles import Role
 from trimtab.model.sampler import Sampling, TorchSampler
 from trimtab.model.source import resolve
 from trimtab.model.trunk import Trunk
-from trimtab.records.read import read_groups
-from trimtab.records.types import Answer, Group
+from trimtab.records.types import Answer, Group, Message, spread
 from trimtab.rewards.checks import CHECKS
 from trimtab.rewards.encoder import encoder, remembered
 from trimtab.rewards.encoder_judge import EncoderJudge
@@ -50,18 +52,27 @@ def evaluate(
     limit: int = 100,
     sampling: Sampling = Sampling(temperature=0.7),  # noqa: B008 - frozen
     base_max_tokens: int = 192,
+    bad: Bad = "skip",
 ) -> Result:
-    """Answer ``limit`` prompts (a fixed stride of them) with every model and compare the answers head to head.
+    """Answer ``limit`` prompts (at even distances) with every model and compare the answers head to head.
 
     The judge is never the reward model: it is a small encoder fitted on ``judge`` pairs that nothing else has seen, and
     its own accuracy on ``judge_heldout`` is reported. A bare base gets ``base_max_tokens``, so that it can finish: a
     model that is always cut off loses for that alone. One outcome a prompt; intervals over prompts. ``start`` is a
-    model that the KL of the others is measured from, on their own answers.
+    model that the KL of the others is measured from, on their own answers. ``bad``: rows that cannot be read are
+    left out and named, or the run stops.
     """
     if len({model.name for model in models}) < len(models):
         raise ConfigError(f"stages.{run.name}.models: a model is named twice")
-    groups = list(read_groups(prompts.source).groups)
-    groups = [g.with_answers(()) for g in groups[:: max(1, len(groups) // limit)][:limit]]
+    rows = read_unjudged(prompts.source, run=run, bad=bad)
+    different: dict[tuple[Message, ...], Group] = {}
+    for group in rows:
+        different.setdefault(group.prompt, group.with_answers(()))
+    if len(different) < len(rows):
+        run.note(f"{prompts.source}: {len(rows)} rows hold {len(different)} different prompts; each is answered once")
+    groups = spread(list(different.values()), limit)
+    if start is not None:
+        _check_tokens(run, models, start, groups)
     answers = _answers(run, models, start, groups, sampling, base_max_tokens)
     report: dict[str, Any] = {
         "models": [model.name for model in models],
@@ -89,12 +100,28 @@ def evaluate(
         report["reward_model"] = _reward_means(run, reward, groups, answers)
         metrics |= {f"reward_model/{name}": mean for name, mean in report["reward_model"].items()}
     if judge is not None:
-        report["judge"], scores = _judge(run, judge, judge_heldout, encoder_model.base, groups, answers)
+        report["judge"], scores = _judge(run, judge, judge_heldout, encoder_model.base, groups, answers, bad)
         report["head_to_head"] = _head_to_head(answers, scores)
         metrics["judge/accuracy"] = report["judge"]["accuracy"]
         metrics |= {f"win/{row['a']}_over_{row['b']}": row["win_rate"] for row in report["head_to_head"]}
     write_json(run.folder / "evaluation.json", report)
     return Result(metrics=metrics)
+
+
+def _check_tokens(run: Run, models: Sequence[ModelRef], start: ModelRef, groups: Sequence[Group]) -> None:
+    """Refuse a start that cannot read what the models sample: of another vocabulary, or one that writes other prompts.
+
+    Asked of the tokenizers alone, before any weights are loaded; on one base there is nothing to ask.
+    """
+    others = [model for model in models if model.base != start.base]
+    if not others:
+        return
+    theirs = Chat(load_tokenizer(start.base))
+    for model in others:
+        mine = Chat(load_tokenizer(model.base))
+        same = mine.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
+        if not same or any(mine.prompt(group.prompt) != theirs.prompt(group.prompt) for group in groups):
+            raise ConfigError(f"stages.{run.name}.start: it reads text as other tokens than {model.name!r} does")
 
 
 def _answers(
@@ -145,8 +172,6 @@ def _sample(
             TokenGroup(prompt=tuple(prompt), answers=tuple(tuple(a.tokens) for a in own))
             for prompt, own in zip(prompts, sampled, strict=True)
         ]
-        if start.trunk.chat.prompt(groups[0].prompt) != prompts[0]:
-            raise ConfigError(f"stages.{run.name}.start: it reads text as other tokens than {model.name!r} does")
         temperature = sampling.temperature or 1.0
         mine, theirs = (
             answer_logps(role.trunk, role.adapter, tokens, micro_tokens=MICRO_TOKENS, temperature=temperature)
@@ -181,12 +206,13 @@ def _reward_means(run: Run, reward: ModelRef, groups: Sequence[Group], answers: 
 
 
 def _judge(
-    run: Run, judge: DataRef, heldout: DataRef | None, ref: str, groups: Sequence[Group], answers: Samples
+    run: Run, judge: DataRef, heldout: DataRef | None, ref: str, groups: Sequence[Group], answers: Samples, bad: Bad
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fit the judge, measure it, and score every answer."""
     encode = encoder(ref)
     again = remembered(encode, resolve(ref).digest)  # the judge's own pairs are read at every evaluation
-    fitted = replace(EncoderJudge.fit(read_groups(judge.source).groups, again, seed=run.seed), encode=encode)
+    known = read_unjudged(judge.source, run=run, bad=bad)
+    fitted = replace(EncoderJudge.fit(known, again, seed=run.seed), encode=encode)
     texts = [group.prompt[-1].content for group in groups]
     scores = {name: fitted.score(texts, [row["text"] for row in rows]) for name, rows in answers.items()}
     said: dict[str, Any] = {
@@ -194,7 +220,7 @@ def _judge(
         "accuracy": float("nan"),
     }
     if heldout is not None:
-        card = replace(fitted, encode=again).accuracy(read_groups(heldout.source).groups)
+        card = replace(fitted, encode=again).accuracy(read_unjudged(heldout.source, run=run, bad=bad))
         by_flaw = {flaw: asdict(share) for flaw, share in card.by_flaw.items()}
         facts = asdict(card) | {"by_flaw": by_flaw}
         said |= {"accuracy_lo": facts.pop("lo"), "accuracy_hi": facts.pop("hi"), **facts}

@@ -10,12 +10,12 @@ from pydantic import Field
 
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.data.encode import encode
+from trimtab.data.judged import read_demonstrations
 from trimtab.errors import ConfigError, did_you_mean
 from trimtab.model.roles import Layout, build_roles
 from trimtab.model.sampler import Sampling, TorchSampler
 from trimtab.model.trunk import Lora
 from trimtab.records.read import read_groups
-from trimtab.records.types import best_only
 from trimtab.rewards.reading import ADAPTER
 from trimtab.rewards.scorer import open_scorer
 from trimtab.seeds import derive
@@ -24,7 +24,6 @@ from trimtab.stages._methods import METHODS, Method
 from trimtab.stages._online import KL, Clip, Critic, Online, Shaping
 from trimtab.stages._rollout import Roller
 from trimtab.stages._texts import Texts
-from trimtab.tensors.tree import pack
 from trimtab.train.loop import Pace, fit
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.run import Run
@@ -87,10 +86,8 @@ def policy(
     )  # fmt: skip
     mixed: Texts | None = None
     if ptx is not None:
-        texts = [best_only(group) for group in read_groups(ptx.source).groups]
+        texts = read_demonstrations(ptx.source, run=run, what="texts to mix in", bad="stop")
         _, learned = encode(texts, trunk.chat, max_length=max_length, run=run, what="texts to mix in")
-        if not any(pack([item]).num_targets for item in learned):
-            raise ConfigError(f"stages.{run.name}.ptx: {ptx.source} holds prompts only, nothing to learn from")
         mixed = Texts(
             trunk, actor.adapter, learned, batch=ptx_batch, micro_tokens=micro_tokens, seed=derive(run.seed, "ptx"),
             weight=ptx_weight, metric="ptx/loss",

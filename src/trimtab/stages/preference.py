@@ -11,20 +11,18 @@ from pydantic import Field
 
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.data.encode import encode
-from trimtab.data.judged import Bad, read_judged
+from trimtab.data.judged import Bad, read_demonstrations, read_judged
 from trimtab.errors import ConfigError, DataError
 from trimtab.model.roles import Role
 from trimtab.model.trunk import Trunk
 from trimtab.model.tuning import Lora, Tune
-from trimtab.records.read import read_groups
-from trimtab.records.types import best_only
 from trimtab.registry import PREFERENCE_LOSSES
 from trimtab.seeds import derive
 from trimtab.stages import Result
 from trimtab.stages._items import KINDS, Item, make_item, with_reference
 from trimtab.stages._preference import Objective, Preference
+from trimtab.stages._reward_report import Compared, report_accuracy
 from trimtab.stages._texts import Texts
-from trimtab.stats.winrate import outcome, win_rate
 from trimtab.train.loop import Pace, fit, num_steps
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.reference import answer_logps
@@ -69,7 +67,7 @@ def preference(
     objective = Objective(PREFERENCE_LOSSES[method], options)
     trunk, start = Trunk.open(init, dtype=run.dtype)
     loader = _Loader(run, objective, trunk, start, bad, max_length, micro_tokens)
-    items, tests = loader.read(data), [] if heldout is None else loader.read(heldout)
+    items, tests = loader.read(data, train=True), [] if heldout is None else loader.read(heldout, train=False)
     # A whole model that is trained is no reference any more; what the data needs of one has been read by now.
     reference = (
         Role(*Trunk.open(init, dtype=run.dtype)) if tune == "full" and objective.needs_kl else Role(trunk, start)
@@ -78,8 +76,8 @@ def preference(
     policy = Role(trunk, tuned.adapter)
     texts: Texts | None = None
     if sft is not None:
-        groups = [best_only(group) for group in read_groups(sft.source, on_bad=bad).groups]
-        _, mixed = encode(groups, trunk.chat, max_length=max_length, run=run, what="texts to mix in")
+        groups = read_demonstrations(sft.source, run=run, what="texts to mix in", bad=bad)
+        _, mixed = encode(groups, trunk.chat, max_length=max_length, run=run, what="texts to mix in", bad=bad)
         texts = Texts(
             trunk, tuned.adapter, mixed, batch=sft_batch, micro_tokens=micro_tokens, seed=derive(run.seed, "sft"),
             weight=sft_weight, metric="sft/loss",
@@ -94,6 +92,9 @@ def preference(
     fit(run, task, Optimiser([learner]), pace, show=("train/loss", "train/accuracy"))
     after = _probe(policy, items, micro_tokens)
     _warn(run, before, after)
+    accuracy = _heldout(task, tests)
+    if heldout is not None and not accuracy:
+        run.note(f"{heldout.source}: no prompt has a better and a worse answer, so there is no accuracy to tell")
     return Result(
         base=trunk.save(tuned.adapter, run.folder),
         metrics={
@@ -101,7 +102,7 @@ def preference(
             "data/items": float(sum(item.size for item in items)),
             **{f"{name}_before": value for name, value in before.items()},
             **{f"{name}_after": value for name, value in after.items()},
-            **_heldout(task, tests),
+            **accuracy,
         },
     )
 
@@ -118,24 +119,28 @@ class _Loader:
     max_length: int
     micro_tokens: int
 
-    def read(self, data: DataRef) -> list[Item]:
-        """Read a data set; what says nothing to the method is counted and said."""
+    def read(self, data: DataRef, *, train: bool) -> list[Item]:
+        """Read a data set, to ``train`` on or to measure with; what says nothing to the method is counted and said."""
         check, what = KINDS[self.objective.kind]
         judged = read_judged(data.source, check, run=self.run, bad=self.bad, what=what)
         groups, tokens = encode(
-            judged.groups, self.trunk.chat, max_length=self.max_length, run=self.run, what="preferences"
+            judged.groups, self.trunk.chat, max_length=self.max_length, run=self.run, what="preferences", bad=self.bad
         )
         made = [make_item(self.objective.kind, group, item) for group, item in zip(groups, tokens, strict=True)]
         items = [item for item in made if item is not None]
+        if self.bad == "stop" and None in made:  # nothing has been left out so far
+            raise DataError(
+                f"{judged.places[made.index(None)]}: its verdicts cancel out (bad: skip goes on without it)"
+            )
         if not items:
             raise DataError(f"{data.source}: no {what} in it that could be learned from: all verdicts cancel out")
         if len(items) < len(made):
             self.run.note(f"{data.source}: in {len(made) - len(items)} of {len(made)} groups the verdicts cancel out")
         if self.objective.needs_reference:
+            strangers = self.max_length if train and "baseline" in self.objective.columns else None
             items = with_reference(
-                items, self.run, self.trunk, self.start, micro_tokens=self.micro_tokens,
-                strangers="baseline" in self.objective.columns,
-            )  # fmt: skip
+                items, self.run, self.trunk, self.start, micro_tokens=self.micro_tokens, strangers=strangers
+            )
         return items
 
 
@@ -155,13 +160,10 @@ def _check_start(task: Preference) -> None:
 
 
 def _sides(item: Item) -> tuple[list[int], list[int]]:
-    """The answers that somebody preferred, and those that somebody put behind another."""
-    if item.scores:
-        top, low = max(item.scores), min(item.scores)
-        return [i for i, s in enumerate(item.scores) if s == top], [i for i, s in enumerate(item.scores) if s == low]
-    if item.liked:
+    """The answers that were put before another, and those behind, as often as they were; of thumbs, both kinds."""
+    if item.liked:  # a single answer is in no order
         return [i for i, up in item.liked if up], [i for i, up in item.liked if not up]
-    return [better for better, _, _ in item.pairs], [worse for _, worse, _ in item.pairs]
+    return [better for better, _ in item.ordered], [worse for _, worse in item.ordered]
 
 
 def _probe(policy: Role, items: Sequence[Item], micro_tokens: int, limit: int = 24) -> dict[str, float]:
@@ -172,7 +174,7 @@ def _probe(policy: Role, items: Sequence[Item], micro_tokens: int, limit: int = 
     for item, logps in zip(sample, found, strict=True):
         for name, side in zip(sums, _sides(item), strict=True):
             sums[name][0] += sum(float(logps[i]) for i in side)
-            sums[name][1] += sum(len(item.tokens.answers[i]) for i in side)
+            sums[name][1] += sum(item.targets[i] for i in side)
     return {f"{name}/logp": total / tokens for name, (total, tokens) in sums.items() if tokens}
 
 
@@ -195,30 +197,14 @@ def _heldout(task: Preference, items: Sequence[Item]) -> dict[str, float]:
     found = answer_logps(
         task.policy.trunk, task.policy.adapter, [item.tokens for item in items], micro_tokens=task.micro_tokens
     )
-    right: list[float] = []
-    longer: list[float] = []
-    prompts: list[tuple[int, ...]] = []
+    compared: list[Compared] = []
     for item, logps in zip(items, found, strict=True):
-        lengths = torch.tensor([float(len(answer)) for answer in item.tokens.answers])
         reference = torch.zeros_like(logps) if item.ref_logps is None else item.ref_logps
-        rewards = task.objective.rewards({"logps": logps, "ref_logps": reference, "tokens": lengths.clamp_min(1)})
-        for better, worse in _ordered(item):
-            right.append(outcome(float(rewards[better]), float(rewards[worse])))
-            longer.append(outcome(float(lengths[better]), float(lengths[worse])))
-            prompts.append(item.tokens.prompt)
-    if not right:
-        return {}
-    share = win_rate(right, prompts=prompts)
-    return {
-        "heldout/accuracy": share.mean, "heldout/accuracy_lo": share.lo, "heldout/accuracy_hi": share.hi,
-        "heldout/prompts": float(share.n), "heldout/n": float(len(right)),
-        "heldout/longer_wins": sum(longer) / len(longer),
-    }  # fmt: skip
-
-
-def _ordered(item: Item) -> list[tuple[int, int]]:
-    """All (better, worse) that an item implies."""
-    if item.pairs:
-        return [(better, worse) for better, worse, _ in item.pairs]
-    marks = dict(item.liked) if item.liked else dict(enumerate(item.scores))
-    return [(i, j) for i in marks for j in marks if marks[i] > marks[j]]
+        tokens = torch.tensor(item.targets).clamp_min(1)
+        rewards = task.objective.rewards({"logps": logps, "ref_logps": reference, "tokens": tokens}).tolist()
+        lengths = [len(answer) for answer in item.tokens.answers]
+        compared += [
+            Compared(prompt=item.tokens.prompt, scores=(rewards[i], rewards[j]), lengths=(lengths[i], lengths[j]))
+            for i, j in item.ordered
+        ]
+    return report_accuracy(compared) if compared else {}

@@ -8,11 +8,10 @@ from pydantic import Field
 
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.data.encode import encode
+from trimtab.data.judged import Bad, read_demonstrations
 from trimtab.errors import ConfigError
 from trimtab.model.trunk import Trunk
 from trimtab.model.tuning import Lora, Tune
-from trimtab.records.read import read_groups
-from trimtab.records.types import best_only
 from trimtab.seeds import derive
 from trimtab.stages import Result
 from trimtab.stages._texts import Texts
@@ -37,6 +36,7 @@ def sft(
     lr: float = 2e-4,
     tune: Tune = "lora",
     lora: Lora = Lora(),  # noqa: B008 - frozen
+    bad: Bad = "skip",
     max_length: int = 1024,
     micro_tokens: int = 2048,
     checkpoint_activations: bool = False,
@@ -44,9 +44,10 @@ def sft(
     """Fine-tune on demonstrations: token-mean cross-entropy of the answers and their end (InstructGPT, step 1).
 
     ``batch`` conversations a step; every assistant turn of a conversation is trained. ``micro_tokens`` bounds memory
-    and changes nothing else. Where answers were compared, only those that lost to none are learned from. ``tune``
-    trains an adapter (``lora``) or all weights (``full``): the result is then a whole model, and a tenth of the rate is
-    usual. ``steps`` is for who counts steps, not ``epochs``.
+    and changes nothing else. Where answers were judged, only those that lost to none and that nobody disliked are
+    learned from. ``bad``: rows that cannot be read or are too long are left out and named, or the run stops.
+    ``tune`` trains an adapter (``lora``) or all weights (``full``): the result is then a whole model, and a tenth of
+    the rate is usual. ``steps`` is for who counts steps, not ``epochs``.
     """
     if steps is not None and epochs != EPOCHS:
         raise ConfigError(f"stages.{run.name}.epochs would change nothing: there are {steps} steps")
@@ -54,8 +55,8 @@ def sft(
     tuned = trunk.trainable(tune, "sft", start, lora, seed=derive(run.seed, "lora"))
     if tune == "full" and lr > FULL_LR:
         run.note(f"lr {lr:g} is an adapter's rate; all weights are usually trained at {FULL_LR:g} or less")
-    groups = [best_only(group) for group in read_groups(data.source).groups]
-    _, tokens = encode(groups, trunk.chat, max_length=max_length, run=run, what="demonstrations")
+    groups = read_demonstrations(data.source, run=run, what="demonstrations", bad=bad)
+    _, tokens = encode(groups, trunk.chat, max_length=max_length, run=run, what="demonstrations", bad=bad)
     invariant(
         any(a and a[-1] == trunk.chat.end for item in tokens for a in item.answers),
         f"no demonstration in {data.source} ends with the end-of-turn token: the model would never learn to stop",

@@ -7,10 +7,12 @@ once instead of at every step, and a second method from the same start does not 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +23,8 @@ from trimtab.train.run import Run
 
 FORMAT = 1  # raise when the same model and tokens would give other numbers: a template, a mask, a precision
 FILE = "logps.safetensors"
+PLACES = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
+"""What an adapter's configuration says of where it lies and who wrote it: no number depends on it."""
 
 
 def reference_logps(
@@ -28,8 +32,9 @@ def reference_logps(
 ) -> list[Tensor]:
     """Log-probability of every answer under an adapter (``None``: the bare base): a tensor (k,) for each Group.
 
-    Sums over the answer's trained tokens, in nats, float32 at least. Read from the cache when the same model has seen
-    the same tokens before, in this or any other run.
+    Sums over the answer's trained tokens, in nats, at temperature 1, float32 at least. Read from the cache when the
+    same model has seen the same tokens before, in this or any other run. How they were cut into micro-batches is no
+    part of the key: it moves a sum by rounding alone.
     """
     key = _digest(trunk, adapter, tokens)
     folder = cache_folder() / "reference" / key[:32]
@@ -58,15 +63,25 @@ def answer_logps(
 
 
 def _digest(trunk: Trunk, adapter: str | None, tokens: Sequence[TokenGroup]) -> str:
-    """The identity of (base, adapter's weights, precision, tokens)."""
-    digest = hashlib.sha256(f"{FORMAT} {trunk.loaded.source.digest} {trunk.dtype} {adapter is None}\n".encode())
+    """The identity of (base, adapter's weights and configuration, precision, device, libraries, tokens)."""
+    about: list[object] = [FORMAT, torch.__version__, transformers.__version__, trunk.loaded.source.digest]
+    about += [str(trunk.dtype), trunk.quantised, trunk.device.type, adapter is None]
+    digest = hashlib.sha256(f"{about}\n".encode())
     if adapter is not None:
         assert trunk.peft is not None
-        config = trunk.peft.peft_config[adapter]
-        digest.update(f"{config.r} {config.lora_alpha} {config.use_rslora}\n".encode())
-        for name, parameter in trunk.named_adapter_parameters(adapter).items():
-            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        config = {k: v for k, v in trunk.peft.peft_config[adapter].to_dict().items() if k not in PLACES}
+        digest.update(json.dumps(config, sort_keys=True, default=_plain).encode())
+        for name, parameter in trunk.peft.named_parameters():
+            parts = name.split(".")
+            if adapter in parts:  # whatever kind of layer it is
+                parts.remove(adapter)
+                digest.update(f"{parts} {tuple(parameter.shape)}\n".encode())
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     for item in tokens:
         digest.update(repr((item.prompt, item.answers, item.trained)).encode())
     return digest.hexdigest()
+
+
+def _plain(value: object) -> object:
+    """What JSON has no word for: names of layers come as a set, whose order differs from process to process."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
