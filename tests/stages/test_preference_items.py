@@ -65,6 +65,7 @@ def test_without_thumbs_winners_were_liked_and_losers_were_not() -> None:
     assert liked(group(pair(0, 1))) == {0: True, 1: False}
     assert liked(group(Ranking(order=((2,), (0, 3), (1,))))) == {1: False, 2: True}  # the middle won and lost
     assert liked(group(pair(0, 1), pair(1, 0))) == {}
+    assert liked(group(pair(0, 1), pair(1, 0), pair(1, 0))) == {0: False, 1: True}  # two votes against one
     assert liked(group(Pair(better=0, worse=1, tie="tie"))) == {}
 
 

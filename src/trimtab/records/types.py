@@ -172,25 +172,35 @@ def pairs(group: Group) -> list[Pair]:
     return found
 
 
-def best_answers(group: Group) -> list[int]:
-    """Return the answers that are worth learning from: those that win a comparison and lose none.
-
-    Where several verdicts speak of the same two answers, most of them decide; of a soft label the likelier side counts.
-    In a circle, or with as many on both sides, all that win are best; where nothing was compared, all. Answers with
-    more thumbs down than up are left out of these, so there may be none.
-    """
-    wins: Counter[tuple[int, int]] = Counter()  # (better, worse)
-    thumbs: Counter[int] = Counter()
+def votes(group: Group) -> Counter[tuple[int, int]]:
+    """Count the strict preferences for each (better, worse); of a soft label the likelier side counts."""
+    found: Counter[tuple[int, int]] = Counter()
     for pair in pairs(group):
         chance = 1.0 if pair.probability is None else pair.probability
         if chance != 0.5:
-            wins[(pair.better, pair.worse) if chance > 0.5 else (pair.worse, pair.better)] += 1
+            found[(pair.better, pair.worse) if chance > 0.5 else (pair.worse, pair.better)] += 1
+    return found
+
+
+def decided(group: Group) -> tuple[set[int], set[int]]:
+    """Return the answers that win some comparison and those that lose one; of several votes on two answers, most."""
+    counted = votes(group)
+    sides = [pair for pair, count in counted.items() if count > counted[pair[::-1]]]
+    return {better for better, _ in sides}, {worse for _, worse in sides}
+
+
+def best_answers(group: Group) -> list[int]:
+    """Return the answers that are worth learning from: those that win a comparison and lose none (see ``decided``).
+
+    In a circle, or with as many votes on both sides, all that win are best; where nothing was compared, all. Answers
+    with more thumbs down than up are left out of these, so there may be none.
+    """
+    winners, losers = decided(group)
+    thumbs: Counter[int] = Counter()
     for verdict in group.verdicts:
         if isinstance(verdict, Thumb):
             thumbs[verdict.answer] += 1 if verdict.up else -1
-    decided = [sides for sides, count in wins.items() if count > wins[sides[::-1]]]
-    winners, losers = {better for better, _ in decided}, {worse for _, worse in decided}
-    found = winners - losers or winners or {better for better, _ in wins} or range(len(group.answers))
+    found = winners - losers or winners or {better for better, _ in votes(group)} or range(len(group.answers))
     return sorted(index for index in found if thumbs[index] >= 0)
 
 

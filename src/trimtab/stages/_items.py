@@ -12,7 +12,7 @@ from torch import Tensor
 from trimtab.data.judged import Check, with_orders, with_pairs, with_thumbs
 from trimtab.errors import ConfigError
 from trimtab.model.trunk import Trunk
-from trimtab.records.types import Group, Thumb, pairs
+from trimtab.records.types import Group, Thumb, decided, pairs
 from trimtab.tensors.tree import TokenGroup, pack
 from trimtab.train.reference import reference_logps
 from trimtab.train.run import Run
@@ -83,15 +83,14 @@ def liked(group: Group) -> dict[int, bool]:
     """Which answers were liked and which were not: by thumbs (most of them decide; a tie says nothing).
 
     Without thumbs, an answer that won some comparison and lost none was liked, and one that lost some and won none was
-    not; a soft label of 1/2 is no comparison.
+    not; of several votes on the same two answers, most decide.
     """
     votes: dict[int, int] = {}
     for verdict in group.verdicts:
         if isinstance(verdict, Thumb):
             votes[verdict.answer] = votes.get(verdict.answer, 0) + (1 if verdict.up else -1)
     if not votes:
-        found = [pair for pair in pairs(group) if pair.probability != 0.5]
-        winners, losers = {p.better for p in found}, {p.worse for p in found}
+        winners, losers = decided(group)
         votes = {index: 1 if index in winners else -1 for index in winners ^ losers}
     return {index: vote > 0 for index, vote in sorted(votes.items()) if vote}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -73,6 +73,7 @@ def evaluate(
     groups = spread(list(different.values()), limit)
     if start is not None:
         _check_tokens(run, models, start, groups)
+    referee = None if judge is None else _Judge.fit(run, judge, encoder_model.base, bad)  # a bad one is found early
     answers = _answers(run, models, start, groups, sampling, base_max_tokens)
     report: dict[str, Any] = {
         "models": [model.name for model in models],
@@ -99,8 +100,8 @@ def evaluate(
     if reward is not None:
         report["reward_model"] = _reward_means(run, reward, groups, answers)
         metrics |= {f"reward_model/{name}": mean for name, mean in report["reward_model"].items()}
-    if judge is not None:
-        report["judge"], scores = _judge(run, judge, judge_heldout, encoder_model.base, groups, answers, bad)
+    if referee is not None:
+        report["judge"], scores = referee.read(run, judge_heldout, groups, answers, bad)
         report["head_to_head"] = _head_to_head(answers, scores)
         metrics["judge/accuracy"] = report["judge"]["accuracy"]
         metrics |= {f"win/{row['a']}_over_{row['b']}": row["win_rate"] for row in report["head_to_head"]}
@@ -143,8 +144,10 @@ def _answers(
         path = run.folder / f"answers-{place}-{plain}.json"
         if not path.exists():
             own = sampling if model.artifact is not None else replace(sampling, max_tokens=base_max_tokens)
-            other = None if start is None else Role(trunk_of(start), trunk_of(start).adopt(start))
-            write_json(path, _sample(run, trunk_of(model), model, other, groups, own, place * len(groups)))
+            itself = start is not None and (model.base, model.artifact) == (start.base, start.artifact)
+            other = None if start is None or itself else Role(trunk_of(start), trunk_of(start).adopt(start))
+            rows = _sample(run, trunk_of(model), model, other, groups, own, place * len(groups))
+            write_json(path, [{**row, "kl": 0.0} for row in rows] if itself else rows)
         found[model.name] = json.loads(path.read_text())
         run.reporter.advance((place + 1) * len(groups), {})
     return found
@@ -205,26 +208,37 @@ def _reward_means(run: Run, reward: ModelRef, groups: Sequence[Group], answers: 
     return means
 
 
-def _judge(
-    run: Run, judge: DataRef, heldout: DataRef | None, ref: str, groups: Sequence[Group], answers: Samples, bad: Bad
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fit the judge, measure it, and score every answer."""
-    encode = encoder(ref)
-    again = remembered(encode, resolve(ref).digest)  # the judge's own pairs are read at every evaluation
-    known = read_unjudged(judge.source, run=run, bad=bad)
-    fitted = replace(EncoderJudge.fit(known, again, seed=run.seed), encode=encode)
-    texts = [group.prompt[-1].content for group in groups]
-    scores = {name: fitted.score(texts, [row["text"] for row in rows]) for name, rows in answers.items()}
-    said: dict[str, Any] = {
-        "scores": {name: values.tolist() for name, values in scores.items()},
-        "accuracy": float("nan"),
-    }
-    if heldout is not None:
-        card = replace(fitted, encode=again).accuracy(read_unjudged(heldout.source, run=run, bad=bad))
-        by_flaw = {flaw: asdict(share) for flaw, share in card.by_flaw.items()}
-        facts = asdict(card) | {"by_flaw": by_flaw}
-        said |= {"accuracy_lo": facts.pop("lo"), "accuracy_hi": facts.pop("hi"), **facts}
-    return said, scores
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """The fitted judge twice: what encodes answers, and what remembers the encodings of its own pairs."""
+
+    fresh: EncoderJudge
+    remembering: EncoderJudge
+
+    @classmethod
+    def fit(cls, run: Run, pairs: DataRef, ref: str, bad: Bad) -> _Judge:
+        """Fit it on pairs that nothing else has seen."""
+        encode = encoder(ref)
+        known = remembered(encode, resolve(ref).digest)  # the judge's own pairs are read at every evaluation
+        fitted = EncoderJudge.fit(read_unjudged(pairs.source, run=run, bad=bad), known, seed=run.seed)
+        return cls(replace(fitted, encode=encode), fitted)
+
+    def read(
+        self, run: Run, heldout: DataRef | None, groups: Sequence[Group], answers: Samples, bad: Bad
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Score every answer, and say how often the judge is right on held-out pairs."""
+        texts = [group.prompt[-1].content for group in groups]
+        scores = {name: self.fresh.score(texts, [row["text"] for row in rows]) for name, rows in answers.items()}
+        said: dict[str, Any] = {
+            "scores": {name: values.tolist() for name, values in scores.items()},
+            "accuracy": float("nan"),
+        }
+        if heldout is not None:
+            card = self.remembering.accuracy(read_unjudged(heldout.source, run=run, bad=bad))
+            by_flaw = {flaw: asdict(share) for flaw, share in card.by_flaw.items()}
+            facts = asdict(card) | {"by_flaw": by_flaw}
+            said |= {"accuracy_lo": facts.pop("lo"), "accuracy_hi": facts.pop("hi"), **facts}
+        return said, scores
 
 
 def _head_to_head(answers: Samples, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
