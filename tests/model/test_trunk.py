@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from trimtab.artifacts import Artifact
@@ -128,6 +129,25 @@ def test_adapter_round_trip(trunk: Trunk, tmp_path: Path) -> None:
     other = Trunk.load("tiny", dtype="float32")
     other.load_adapter("elsewhere", tmp_path)
     assert torch.equal(logps(other, "elsewhere"), logps(trunk, "one"))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # the tiny model's ends are tied
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "lm_head"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "lora_embedding_A"),
+        ({"target_modules": ["q_proj"], "use_dora": True}, "lora_magnitude_vector"),
+    ],
+)
+def test_an_adapter_of_more_than_lora_matrices_is_refused(
+    trunk: Trunk, tmp_path: Path, settings: dict[str, Any], key: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(trunk.loaded.source.path, dtype=torch.float32)
+    get_peft_model(model, LoraConfig(r=2, **settings)).save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(ModelError, match=rf"{key}.*merge_and_unload"):
+        trunk.load_adapter("theirs", tmp_path)
+    assert trunk.adapters == []
 
 
 def test_scalar_head_round_trip_and_refusal(tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ def test_a_missing_score_is_no_miss() -> None:
         report_pairs([compared((math.nan, 0.0))], std=None)
 
 
+def test_an_even_label_has_no_better_answer_to_find_but_counts_for_calibration() -> None:
+    found = [compared(HIT), compared(MISS, chance=0.5), compared(HIT, chance=0.5)]
+    metrics = report_pairs(found, std=1.0)
+    assert (metrics["heldout/accuracy"], metrics["heldout/n"]) == (1.0, 1.0)
+    assert metrics["heldout/brier"] != report_pairs(found[:1], std=1.0)["heldout/brier"]
+
+
 def test_one_source_is_no_breakdown_and_many_are_cut_to_the_largest() -> None:
     assert not any("by_source" in name for name in report_pairs([compared(source="chat")] * 3, std=None))
     many = [compared(source=f"s{i:02}") for i in range(20) for _ in range(i + 1)]

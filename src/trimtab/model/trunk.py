@@ -204,7 +204,18 @@ class Trunk:
             self.peft.add_adapter(name, config, autocast_adapter_dtype=False)
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """Load a PEFT adapter folder under a name."""
+        """Load a PEFT adapter folder under a name.
+
+        Raises ModelError for one that does not fit, and for one with more than LoRA matrices of linear layers
+        (``modules_to_save``, embeddings, DoRA): merging and copying would lose the rest.
+        """
+        weights = load_file(folder / "adapter_model.safetensors")
+        more = [key for key in weights if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+        if more:
+            raise ModelError(
+                f"{folder}: the adapter holds {more[0]}, and not only LoRA matrices of linear layers; merge it into "
+                "its base model (peft's merge_and_unload) and start from that"
+            )
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = False
         config.base_model_name_or_path = (
@@ -213,7 +224,6 @@ class Trunk:
         with torch.random.fork_rng(devices=[]):
             self._attach(name, config)
         assert self.peft is not None
-        weights = load_file(folder / "adapter_model.safetensors")
         result = set_peft_model_state_dict(self.peft, weights, adapter_name=name)
         if result.unexpected_keys:
             raise ModelError(

@@ -151,7 +151,11 @@ def _compared(best: _Scored, worst: _Scored, chance: float | None = None, rater:
 
 
 def report_accuracy(found: Sequence[Compared]) -> Metrics:
-    """Accuracy beside "the longer wins". Pairs of one prompt are averaged first, so the interval is over prompts."""
+    """Accuracy beside "the longer wins". Pairs of one prompt are averaged first, so the interval is over prompts.
+
+    A soft label of 1/2 names no better answer, and is left out.
+    """
+    found = [c for c in found if c.chance != 0.5]
     share = win_rate([c.hit for c in found], prompts=[c.prompt for c in found])
     return {
         "heldout/accuracy": share.mean,
@@ -168,13 +172,14 @@ def report_pairs(found: Sequence[Compared], *, std: float | None) -> Metrics:
 
     The breakdowns are means over pairs.
     """
+    told = [c for c in found if c.chance != 0.5]
     metrics = {
-        **report_accuracy(found),
-        "heldout/finished_wins": _mean([outcome(*c.finished) for c in found]),
-        **_by("accuracy", found, lambda c: c.flaw, most=None),
-        **_by("by_source", found, lambda c: c.source, least=2),
-        **_by("by_rater", found, lambda c: c.rater, few=FEW_VERDICTS),
-        **_by_length(found),
+        **report_accuracy(told),
+        "heldout/finished_wins": _mean([outcome(*c.finished) for c in told]),
+        **_by("accuracy", told, lambda c: c.flaw, most=None),
+        **_by("by_source", told, lambda c: c.source, least=2),
+        **_by("by_rater", told, lambda c: c.rater, few=FEW_VERDICTS),
+        **_by_length(told),
     }
     if std is not None:
         metrics |= _calibration([std * (c.scores[0] - c.scores[1]) for c in found], [c.chance for c in found])
