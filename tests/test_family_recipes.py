@@ -208,7 +208,10 @@ def test_thumbs(
     assert found["referee"]["heldout/labels"] == len(heldout)
     assert {"heldout/mse", "heldout/mse_of_mean", "heldout/pearson/thumb"} <= found["referee"].keys()
     assert {"reward_model/base", "reward_model/sft", "reward_model/kto"} <= found["evaluate"].keys()
-    assert "head_to_head" not in evaluation(tmp_path, "thumbs")  # nobody is there to judge pairs
+    said = evaluation(tmp_path, "thumbs")
+    assert "head_to_head" not in said  # nobody is there to judge pairs
+    assert [(row["a"], row["b"]) for row in said["by_reward"]] == [("sft", "base"), ("kto", "base"), ("kto", "sft")]
+    assert all(row["n"] == len(said["prompts"]) for row in said["by_reward"])
 
 
 # --- rankings ---------------------------------------------------------------------------------------------------------

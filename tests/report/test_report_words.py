@@ -136,6 +136,22 @@ def test_no_comparison_is_said() -> None:
     assert "was not compared with sft" in result_sentences(run_of(("base", "sft", "policy"), SFT, PPO))[0]
 
 
+def test_without_a_judge_the_reward_model_speaks_and_is_not_trusted() -> None:
+    run = run_of(("base", "sft", "policy"), SFT, PPO)
+    assert run.evaluation is not None
+    scored = replace(run, evaluation=replace(run.evaluation, by_reward=(match(0.61),)))
+    (said,) = result_sentences(scored)
+    assert said.startswith(
+        "No judge compared the models. The reward model scores policy above sft on 61% of 200 prompts "
+        "(95% interval 55% to 67%): "
+    )
+    assert "raised this very score" in said
+    (open_one,) = result_sentences(replace(run, evaluation=replace(run.evaluation, by_reward=(match(0.5),))))
+    assert "which decides nothing" in open_one
+    both = replace(run.evaluation, by_reward=(match(0.61),), head_to_head=(match(0.39),))
+    assert result_sentences(replace(run, evaluation=both))[0] == verdict(match(0.39)), "the judge goes first"
+
+
 def test_health_in_words() -> None:
     def reading(name: str, level: str) -> Reading:
         return Reading(name=name, level=level, value="", sentence="")  # type: ignore[arg-type]

@@ -89,6 +89,17 @@ def verdict(match: HeadToHead) -> str:
     )
 
 
+def reward_verdict(match: HeadToHead) -> str:
+    """Say what a reward model finds where nothing else has judged."""
+    rate = match.rate
+    decided = "" if rate.verdict else ", which decides nothing"
+    return (
+        f"No judge compared the models. The reward model scores {match.a} above {match.b} on {percent(rate.mean)} of "
+        f"{rate.n} prompts ({bounds(rate)}){decided}: that is worth what its held-out figures are worth, and nothing "
+        "if the training has raised this very score."
+    )
+
+
 def matched_note(match: HeadToHead) -> str | None:
     """Say what is left of a verdict among answers of about equal length."""
     matched = match.length_matched
@@ -167,6 +178,9 @@ def result_sentences(run: RunRecord) -> list[str]:
     if run.evaluation is None or not (role.final and role.rival):
         return ["No models were compared, so the run does not show whether the answers got better."]
     match = run.evaluation.versus(role.final, role.rival)
+    scored = run.evaluation.versus(role.final, role.rival, by_reward=True)
+    if match is None and scored is not None:
+        return [reward_verdict(scored), *filter(None, [matched_note(scored)])]
     if match is None:
         said = [f"{role.final} was not compared with {role.rival}, the model it started from."]
     else:

@@ -98,7 +98,9 @@ def evaluate(
         report["kl"] = {name: sum(row["kl"] for row in rows) / len(rows) for name, rows in answers.items()}
         metrics |= {f"kl/{name}": kl for name, kl in report["kl"].items()}
     if reward is not None:
-        report["reward_model"] = _reward_means(run, reward, groups, answers)
+        by_reward = _reward_scores(run, reward, groups, answers)
+        report["reward_model"] = {name: sum(own) / len(own) for name, own in by_reward.items()}
+        report["by_reward"] = _head_to_head(answers, by_reward)
         metrics |= {f"reward_model/{name}": mean for name, mean in report["reward_model"].items()}
     if referee is not None:
         report["judge"], scores = referee.read(run, judge_heldout, groups, answers, bad)
@@ -194,18 +196,17 @@ def _mean(values: Sequence[bool]) -> float:
     return sum(map(float, values)) / max(1, len(values))
 
 
-def _reward_means(run: Run, reward: ModelRef, groups: Sequence[Group], answers: Samples) -> dict[str, float]:
+def _reward_scores(run: Run, reward: ModelRef, groups: Sequence[Group], answers: Samples) -> dict[str, list[float]]:
     """What the scorer thinks of each model's answers: high here and level at the judge is over-optimisation."""
     model = open_scorer(reward, dtype=run.dtype)
-    means: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
     for name, rows in answers.items():
         judged = [
             group.with_answers((Answer(text=row["text"], finish=row["finish"]),))
             for group, row in zip(groups, rows, strict=True)
         ]
-        scores = [row[0] for row in model.score(judged)]
-        means[name] = sum(scores) / len(scores)
-    return means
+        found[name] = [float(own[0]) for own in model.score(judged)]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
