@@ -206,7 +206,9 @@ def test_thumbs(
     assert found["kto"]["data/items"] == sum(row["label"] is not None for row in train)
     assert {"chosen/logp_after", "rejected/logp_after"} <= found["kto"].keys()
     assert found["referee"]["heldout/labels"] == len(heldout)
-    assert {"heldout/mse", "heldout/mse_of_mean", "heldout/pearson/thumb"} <= found["referee"].keys()
+    assert {"heldout/mse", "heldout/mse_of_mean", "heldout/auc/thumb", "heldout/longer_auc/thumb"} <= found[
+        "referee"
+    ].keys()
     assert {"reward_model/base", "reward_model/sft", "reward_model/kto"} <= found["evaluate"].keys()
     said = evaluation(tmp_path, "thumbs")
     assert "head_to_head" not in said  # nobody is there to judge pairs

@@ -20,6 +20,7 @@ from trimtab.stages._reward_report import (
     FEW_VERDICTS,
     MOST,
     Compared,
+    auc,
     calibration_error,
     compare_labels,
     compare_verdicts,
@@ -221,8 +222,8 @@ def test_regression_by_hand() -> None:
     """
     train = [labelled("t", {"wit": 1.0, "tact": 3.0}, {"wit": 3.0, "tact": 5.0})[0]]
     scale = LabelScale.fit(train, ("wit", "tact"), per_rater=False, standardised=True)
-    group, _ = labelled("x", {"wit": 1.0}, {"wit": 3.0, "tact": 5.0})
-    metrics = report_labels([group], [torch.tensor([[-0.5, 9.0], [1.0, 0.0]])], scale, card(scale, 0.5, 0.5))
+    group, tokens = labelled("x", {"wit": 1.0}, {"wit": 3.0, "tact": 5.0})
+    metrics = report_labels([group], [tokens], [torch.tensor([[-0.5, 9.0], [1.0, 0.0]])], scale, card(scale, 0.5, 0.5))
     assert metrics["heldout/mse"] == pytest.approx(1.25 / 3)
     assert metrics["heldout/mse_of_mean"] == pytest.approx(1.0)
     assert (metrics["heldout/labels"], metrics["heldout/missing_labels"]) == (3, 1)
@@ -236,9 +237,9 @@ def test_regression_by_hand() -> None:
 
 def test_correlations_by_hand() -> None:
     """Said 1, 2, 3, 10 for labels 1, 2, 4, 3: ranks differ by 0, 0, 1, 1, so Spearman is 1 - 6 * 2 / (4 * 15) = .8."""
-    group, _ = labelled("x", *({"wit": y} for y in (1.0, 2.0, 4.0, 3.0)))
+    group, tokens = labelled("x", *({"wit": y} for y in (1.0, 2.0, 4.0, 3.0)))
     scale = LabelScale.fit([group], (), per_rater=False, standardised=True)
-    metrics = report_labels([group], [torch.tensor([[1.0], [2.0], [3.0], [10.0]])], scale, card(scale, 1.0))
+    metrics = report_labels([group], [tokens], [torch.tensor([[1.0], [2.0], [3.0], [10.0]])], scale, card(scale, 1.0))
     assert metrics["heldout/spearman/wit"] == pytest.approx(0.8)
     assert metrics["heldout/pearson/wit"] == pytest.approx(np.corrcoef([1, 2, 3, 10], [1, 2, 4, 3])[0, 1])
 
@@ -247,18 +248,25 @@ def test_chances_are_compared_as_chances() -> None:
     """Logits 0 and ln 4: chances .5 and .8, labels 0 and 1. Training labels 0, 0, 1, 1: mean 1/2."""
     train, _ = labelled("t", *({"good": y} for y in (0.0, 0.0, 1.0, 1.0)))
     scale = LabelScale.fit([train], (), per_rater=False, standardised=False)
-    group, _ = labelled("x", {"good": 0.0}, {"good": 1.0})
-    metrics = report_labels([group], [torch.tensor([[0.0], [math.log(4)]])], scale, card(scale, 1.0))
+    group, tokens = labelled("x", {"good": 0.0}, {"good": 1.0})
+    metrics = report_labels([group], [tokens], [torch.tensor([[0.0], [math.log(4)]])], scale, card(scale, 1.0))
     assert metrics["heldout/mse"] == metrics["heldout/brier"] == pytest.approx((0.25 + 0.04) / 2)
     assert metrics["heldout/mse_of_mean"] == pytest.approx(0.25)
     assert metrics["heldout/ece"] == pytest.approx((0.5 + 0.2) / 2)
+    assert (metrics["heldout/auc/good"], metrics["heldout/longer_auc/good"]) == (1.0, 0.5)  # of one length
+
+
+def test_area_under_the_curve_by_hand() -> None:
+    """Yes 1 and 3, no 1 and 2: of four pairs two are above, one is below, one is level."""
+    assert auc(np.array([1.0, 3.0, 1.0, 2.0]), np.array([True, True, False, False])) == pytest.approx(2.5 / 4)
 
 
 def test_there_are_at_most_a_few_dozen_numbers() -> None:
     names = [f"a{i}" for i in range(30)]
-    groups = [labelled("x", *({name: float(i + j) for name in names} for j in range(3)))[0] for i in range(4)]
+    rows = [labelled("x", *({name: float(i + j) for name in names} for j in range(3))) for i in range(4)]
+    groups, tokens = [group for group, _ in rows], [item for _, item in rows]
     scale = LabelScale.fit(groups, (), per_rater=False, standardised=True)
     outputs = [torch.zeros(3, 30) for _ in groups]
-    assert len(report_labels(groups, outputs, scale, card(scale, *[1.0] * 30))) <= 4 + 3 * MOST
+    assert len(report_labels(groups, tokens, outputs, scale, card(scale, *[1.0] * 30))) <= 4 + 3 * MOST
     pairs = [compared(source=f"s{i}", rater=f"r{j}") for i in range(30) for j in range(30)]
     assert len(report_pairs(pairs, std=1.0)) <= 14 + 2 * MOST

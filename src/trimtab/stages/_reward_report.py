@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -252,18 +253,25 @@ def calibration_error(stated: ArrayLike, happened: ArrayLike, *, bins: int = BIN
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def report_labels(groups: Sequence[Group], outputs: Sequence[Tensor], scale: LabelScale, card: Card) -> Metrics:
+def report_labels(
+    groups: Sequence[Group], tokens: Sequence[TokenGroup], outputs: Sequence[Tensor], scale: LabelScale, card: Card
+) -> Metrics:
     """What the attributes' heads say (k, K) against held-out labels, in units of the training labels' deviation.
 
     ``mse_of_mean`` is that of always saying the training mean; ``explained`` is 1 - mse / mse_of_mean by attribute.
-    Chances (``bce``) are compared as chances, and their calibration is told.
+    Chances (``bce``) are compared as chances, and their calibration is told. Of labels that are 1 or 0, as thumbs are,
+    ``auc`` is how often a 1 stands above a 0 of any prompt, ``longer_auc`` how often it is the longer one.
     """
-    rows = [(out[answer], row) for group, out in zip(groups, outputs, strict=True)
-            for answer, row in scale.table(group).items()]  # fmt: skip
-    said = torch.stack([out for out, _ in rows]).double().numpy()  # (N, K)
+    rows = [
+        (out[answer], row, len(item.answers[answer]))
+        for group, item, out in zip(groups, tokens, outputs, strict=True)
+        for answer, row in scale.table(group).items()
+    ]
+    said = torch.stack([out for out, _, _ in rows]).double().numpy()  # (N, K)
+    lengths = np.array([length for _, _, length in rows])
     if not scale.standardised:
         said = expit(said)
-    labels = np.array([row for _, row in rows])  # (N, K)
+    labels = np.array([row for _, row, _ in rows])  # (N, K)
     known = ~np.isnan(labels)
     middle = np.array([0.0 if scale.standardised else a.label_mean for a in card.attributes])
     errors, plain = (said - labels)[known] ** 2, (middle - labels)[known] ** 2
@@ -276,12 +284,25 @@ def report_labels(groups: Sequence[Group], outputs: Sequence[Tensor], scale: Lab
         if count:
             mine, theirs = said[known[:, k], k], labels[known[:, k], k]
             metrics |= dict(_by_attribute(card.attributes[k].name, mine, theirs, float(middle[k])))
+            if not scale.standardised and set(theirs.tolist()) == {0.0, 1.0}:
+                above = {"auc": mine, "longer_auc": lengths[known[:, k]]}
+                name = card.attributes[k].name
+                metrics |= {f"heldout/{what}/{name}": auc(values, theirs == 1) for what, values in above.items()}
     if not scale.standardised:
         metrics |= {
             "heldout/ece": calibration_error(said[known], labels[known]),
             "heldout/brier": metrics["heldout/mse"],
         }
     return metrics
+
+
+def auc(values: NDArray[Any], yes: NDArray[np.bool_]) -> float:
+    """How often a value of a yes is above that of a no, ties half: the area under the ROC curve (Mann and Whitney)."""
+    from scipy.stats import rankdata
+
+    count = int(yes.sum())
+    above = float(rankdata(values)[yes].sum()) - count * (count + 1) / 2
+    return above / (count * (len(yes) - count))
 
 
 def _by_attribute(

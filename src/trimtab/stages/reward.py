@@ -222,4 +222,4 @@ def _measure(
         return report_pairs(compare_verdicts(groups, tokens, scores), std=model.card.std)
     found = compare_labels(groups, tokens, scores, scale, model.card)
     metrics = report_pairs(found, std=None) if found else {}
-    return metrics | report_labels(groups, [table[:, 1:] for table in tables], scale, model.card)
+    return metrics | report_labels(groups, tokens, [table[:, 1:] for table in tables], scale, model.card)
