@@ -272,7 +272,7 @@ def test_a_recipe_that_is_not_yaml(work: Path, tmp_path: Path) -> None:
 def test_a_bad_row_is_named_by_file_line_and_field(work: Path, tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": 3}\n')
-    said = refused("train", "sft", f"data={path}", "name=bad", *TINY)
+    said = refused("train", "sft", f"data={path}", "name=bad", "bad=stop", *TINY)
     assert f"{path}, line 2, field 'completion'" in said
 
 

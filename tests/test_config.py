@@ -187,7 +187,7 @@ def test_methods_and_options_that_do_not_fit(settings: dict[str, Any], sentence:
         ({"stf": SFT}, "r.yaml: stages.stf: no stage 'stf'; did you mean 'sft'?"),
         ({"x": {"stage": "stf"}}, "r.yaml: stages.x: no stage 'stf'; did you mean 'sft'?"),
         ({"sft": {**SFT, "epoch": 1}}, "r.yaml: stages.sft: no option 'epoch'; did you mean 'epochs'?"),
-        ({"sft": {**SFT, True: 1}}, "r.yaml: stages.sft: no option True; known: batch"),
+        ({"sft": {**SFT, True: 1}}, "r.yaml: stages.sft: no option True; known: bad, batch"),
         ({"sft": {**SFT, "lora": {"rnk": 1}}}, "r.yaml: stages.sft.lora: no option 'rnk'; did you mean 'rank'?"),
         ({"policy": {**POLICY, "kl": {"bta": 1}}}, "r.yaml: stages.policy.kl: no option 'bta'; did you mean 'beta'?"),
         ({"sft": {}}, "r.yaml: stages.sft: option 'data' is missing"),
