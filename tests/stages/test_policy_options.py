@@ -269,6 +269,23 @@ def test_settings_that_would_change_nothing_are_refused(
         train(tmp_path, toy_reward, source, tuned, **given)
 
 
+def test_a_prompt_that_cannot_be_read_is_left_out_or_stops_the_run(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
+) -> None:
+    plain = train(tmp_path / "plain", toy_reward, source, tuned)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(Path(source.source).read_text() + '{"id": "broken", "prompt": 3}\n')
+    assert [without_time(row) for row in train(tmp_path / "bad", toy_reward, DataRef(str(bad)), tuned)] == [
+        without_time(row) for row in plain
+    ]
+    with pytest.raises(DataError, match=r"bad.jsonl, line \d+"):
+        train(tmp_path / "stop", toy_reward, DataRef(str(bad)), tuned, bad="stop")
+
+
+def without_time(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name != "train/seconds"}
+
+
 def test_ptx_on_prompts_alone_is_refused(
     tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
 ) -> None:

@@ -10,12 +10,11 @@ from pydantic import Field
 
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.data.encode import encode
-from trimtab.data.judged import read_demonstrations
+from trimtab.data.judged import Bad, read_demonstrations, read_unjudged
 from trimtab.errors import ConfigError, did_you_mean
 from trimtab.model.roles import Layout, build_roles
 from trimtab.model.sampler import Sampling, TorchSampler
 from trimtab.model.trunk import Lora
-from trimtab.records.read import read_groups
 from trimtab.rewards.reading import ADAPTER
 from trimtab.rewards.scorer import open_scorer
 from trimtab.seeds import derive
@@ -57,6 +56,7 @@ def policy(
     roles: Layout = "shared",
     lora: Lora = Lora(),  # noqa: B008
     sampling: Sampling = Sampling(),  # noqa: B008
+    bad: Bad = "skip",
     max_length: int = 1024,
     micro_tokens: int = 2048,
 ) -> Result:
@@ -64,7 +64,8 @@ def policy(
 
     Each step samples ``answers`` to each of ``batch`` prompts, then makes ``epochs`` x ``minibatches`` updates.
     ``method`` is a line of a table: advantage x loss x aggregation. ``roles`` says how many trunks carry the four
-    models. ``ptx`` mixes next-token learning on other texts into every update (PPO-ptx; InstructGPT, eq. 2).
+    models. ``ptx`` mixes next-token learning on other texts into every update (PPO-ptx; InstructGPT, eq. 2). ``bad``:
+    rows that cannot be read or are too long are left out and named, or the run stops.
     """
     if method not in METHODS:
         raise ConfigError(f"stages.{run.name}.method: no method {method!r}{did_you_mean(method, METHODS)}")
@@ -81,13 +82,13 @@ def policy(
     trunk = actor.trunk
     scorer = open_scorer(reward, trunk=layout.reward_trunk, dtype=run.dtype)
     groups, tokens = encode(
-        [group.with_answers(()) for group in read_groups(prompts.source).groups],
-        trunk.chat, max_length=max_length - sampling.max_tokens, run=run, what="prompts",
+        [group.with_answers(()) for group in read_unjudged(prompts.source, run=run, bad=bad)],
+        trunk.chat, max_length=max_length - sampling.max_tokens, run=run, what="prompts", bad=bad,
     )  # fmt: skip
     mixed: Texts | None = None
     if ptx is not None:
-        texts = read_demonstrations(ptx.source, run=run, what="texts to mix in", bad="stop")
-        _, learned = encode(texts, trunk.chat, max_length=max_length, run=run, what="texts to mix in")
+        texts = read_demonstrations(ptx.source, run=run, what="texts to mix in", bad=bad)
+        _, learned = encode(texts, trunk.chat, max_length=max_length, run=run, what="texts to mix in", bad=bad)
         mixed = Texts(
             trunk, actor.adapter, learned, batch=ptx_batch, micro_tokens=micro_tokens, seed=derive(run.seed, "ptx"),
             weight=ptx_weight, metric="ptx/loss",
