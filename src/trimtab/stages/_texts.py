@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.data.encode import encode
+from trimtab.data.judged import Bad, read_demonstrations
 from trimtab.losses.lm import next_token
 from trimtab.model.trunk import Trunk
+from trimtab.seeds import derive
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 from trimtab.train.loop import Update, batch_at
-from trimtab.train.run import Means
+from trimtab.train.run import Means, Run
 
 Work = Callable[[], Mapping[str, Tensor | float]]
 
@@ -74,3 +77,19 @@ class Texts:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Nothing to put back."""
+
+
+def mixed_in(
+    run: Run, trunk: Trunk, adapter: str | None, source: str | None, *, name: str, weight: float, batch: int,
+    max_length: int, micro_tokens: int, bad: Bad,
+) -> Texts | None:  # fmt: skip
+    """Read the texts that another stage's option ``name`` mixes into its updates; nothing without a source."""
+    if source is None:
+        return None
+    what = "texts to mix in"
+    groups = read_demonstrations(source, run=run, what=what, bad=bad)
+    _, tokens = encode(groups, trunk.chat, max_length=max_length, run=run, what=what, bad=bad)
+    return Texts(
+        trunk, adapter, tokens, batch=batch, micro_tokens=micro_tokens, seed=derive(run.seed, name), weight=weight,
+        metric=f"{name}/loss",
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.data.encode import encode
-from trimtab.data.judged import Bad, read_demonstrations, read_unjudged
+from trimtab.data.judged import Bad, read_unjudged
 from trimtab.errors import ConfigError, did_you_mean
 from trimtab.model.roles import Layout, build_roles
 from trimtab.model.sampler import Sampling, TorchSampler
@@ -22,7 +22,7 @@ from trimtab.stages import Result
 from trimtab.stages._methods import METHODS, Method
 from trimtab.stages._online import KL, Clip, Critic, Online, Shaping
 from trimtab.stages._rollout import Roller
-from trimtab.stages._texts import Texts
+from trimtab.stages._texts import mixed_in
 from trimtab.train.loop import Pace, fit
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.run import Run
@@ -85,14 +85,10 @@ def policy(
         [group.with_answers(()) for group in read_unjudged(prompts.source, run=run, bad=bad)],
         trunk.chat, max_length=max_length - sampling.max_tokens, run=run, what="prompts", bad=bad,
     )  # fmt: skip
-    mixed: Texts | None = None
-    if ptx is not None:
-        texts = read_demonstrations(ptx.source, run=run, what="texts to mix in", bad=bad)
-        _, learned = encode(texts, trunk.chat, max_length=max_length, run=run, what="texts to mix in", bad=bad)
-        mixed = Texts(
-            trunk, actor.adapter, learned, batch=ptx_batch, micro_tokens=micro_tokens, seed=derive(run.seed, "ptx"),
-            weight=ptx_weight, metric="ptx/loss",
-        )  # fmt: skip
+    mixed = mixed_in(
+        run, trunk, actor.adapter, None if ptx is None else ptx.source, name="ptx", weight=ptx_weight, batch=ptx_batch,
+        max_length=max_length, micro_tokens=micro_tokens, bad=bad,
+    )  # fmt: skip
     roller = Roller(
         layout, TorchSampler(trunk, actor.adapter, stop=trunk.chat.stop), scorer, groups, tokens, k=answers,
         sampling=sampling, minibatches=minibatches, micro_tokens=micro_tokens, seed=run.seed,

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from trimtab.config import BASE, DataRef, ModelRef
 from trimtab.data.encode import encode
-from trimtab.data.judged import Bad, read_demonstrations, read_judged
+from trimtab.data.judged import Bad, read_judged
 from trimtab.errors import ConfigError, DataError
 from trimtab.model.roles import Role
 from trimtab.model.trunk import Trunk
@@ -22,7 +22,7 @@ from trimtab.stages import Result
 from trimtab.stages._items import KINDS, Item, make_item, with_reference
 from trimtab.stages._preference import Objective, Preference
 from trimtab.stages._reward_report import Compared, report_accuracy
-from trimtab.stages._texts import Texts
+from trimtab.stages._texts import mixed_in
 from trimtab.train.loop import Pace, fit, num_steps
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.reference import answer_logps
@@ -74,14 +74,10 @@ def preference(
     )
     tuned = trunk.trainable(tune, "preference", start, lora, seed=derive(run.seed, "lora"))
     policy = Role(trunk, tuned.adapter)
-    texts: Texts | None = None
-    if sft is not None:
-        groups = read_demonstrations(sft.source, run=run, what="texts to mix in", bad=bad)
-        _, mixed = encode(groups, trunk.chat, max_length=max_length, run=run, what="texts to mix in", bad=bad)
-        texts = Texts(
-            trunk, tuned.adapter, mixed, batch=sft_batch, micro_tokens=micro_tokens, seed=derive(run.seed, "sft"),
-            weight=sft_weight, metric="sft/loss",
-        )  # fmt: skip
+    texts = mixed_in(
+        run, trunk, tuned.adapter, None if sft is None else sft.source, name="sft", weight=sft_weight, batch=sft_batch,
+        max_length=max_length, micro_tokens=micro_tokens, bad=bad,
+    )  # fmt: skip
     task = Preference(
         policy, reference, objective, items, batch=batch, micro_tokens=micro_tokens, seed=run.seed, texts=texts
     )
