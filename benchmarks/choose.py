@@ -68,8 +68,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def train(variant: str, run: Path, seed: int, out: Path) -> Path:
     """Train one variant from the run's models; return its folder."""
     settings = yaml.safe_load(RECIPE.read_text())["stages"]["ppo"] | VARIANTS[variant]
-    if settings["method"] == "grpo":
-        settings.pop("critic")
+    if settings["method"] == "grpo":  # has no critic
+        settings = {key: value for key, value in settings.items() if key not in ("critic", "lam")}
     settings |= {"init": str((run / "sft").resolve()), "reward": str((run / "reward").resolve())}
     name = f"{variant.replace(' ', '-').replace(',', '').replace(':', '')}-{revision()}"
     model = json.loads((run / "sft" / "manifest.json").read_text())["base"]

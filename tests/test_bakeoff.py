@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from trimtab import registry
 from trimtab.bakeoff import (
     Bakeoff,
     Contest,
@@ -31,12 +32,12 @@ from trimtab.bakeoff import (
     rows_of,
     run_bakeoff,
 )
-from trimtab.bakeoff.identity import NAMED, PACKAGE, bare, deciding
+from trimtab.bakeoff.identity import PACKAGE, bare, deciding
 from trimtab.bakeoff.rows import append
 from trimtab.config import check_recipe, load_recipe
 from trimtab.errors import ConfigError, DataError
 from trimtab.model.source import resolve
-from trimtab.registry import STAGES, Folder
+from trimtab.registry import ADVANTAGES, Folder
 
 RECIPE = """
 model: tiny
@@ -347,9 +348,11 @@ def code(method: str) -> dict[str, str]:
 def test_the_code_that_decides(work: Path) -> None:
     mine, other = set(code("dpo")), set(code("orpo"))
     assert mine ^ other == {"losses/preference/dpo.py", "losses/preference/orpo.py"}
-    assert {"stages/preference.py", "stages/sft.py", "stages/evaluate.py"} <= mine
+    assert {"stages/preference.py", "stages/sft.py", "stages/evaluate.py", "stages/__init__.py"} <= mine
     assert {"seeds.py", "train/loop.py", "stages/_preference.py", "losses/preference/_shared.py"} <= mine
-    assert not {"stages/reward.py", "cli.py", "report/bakeoff.py", "bakeoff/run.py"} & mine
+    assert {"model/sampler.py", "rewards/encoder_judge.py", "records/read.py", "tensors/tree.py"} <= mine
+    assert not {"stages/reward.py", "stages/_online.py", "advantages/gae.py"} & mine  # another stage's
+    assert not {"cli.py", "report/bakeoff.py", "bakeoff/run.py"} & mine
     assert set(code("sft")) < mine
     assert identify(load(), "dpo").code != identify(load(), "orpo").code
 
@@ -376,20 +379,23 @@ def test_the_code_of_a_users_own_method_counts_wherever_it_lies(work: Path) -> N
 
 
 def test_a_method_file_imports_no_other_so_none_but_the_named_count() -> None:
-    for folder in NAMED:
-        room = ".".join(["trimtab", *folder.split("/")])
-        for path in (PACKAGE / folder).glob("*.py"):
+    folders = [value for value in vars(registry).values() if isinstance(value, Folder)]
+    assert len(folders) >= 5
+    for folder in folders:
+        for path in (PACKAGE.parent / folder.package.replace(".", "/")).glob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 for name in [node.module] if isinstance(node, ast.ImportFrom) else []:
-                    assert not str(name).startswith(f"{room}.") or str(name).startswith(f"{room}._"), path
-    named = {
-        folder.package
-        for stage in STAGES.values()
-        for hint in get_type_hints(stage.function, include_extras=True).values()
-        for folder in getattr(hint, "__metadata__", ())
-        if isinstance(folder, Folder)
-    }
-    assert {folder.replace("/", ".") for folder in NAMED} == {"stages", *(n.removeprefix("trimtab.") for n in named)}
+                    assert not str(name).startswith(f"{folder.package}.") or "._" in str(name), path
+
+
+def test_a_registry_of_which_a_recipe_names_nothing_counts_whole() -> None:
+    told = {"method": "grpo", "reward": "rm", "prompts": "quickstart/prompts"}
+    stages = {"rm": {"stage": "reward", "data": "quickstart/preferences"}, "policy": told}
+    recipe = check_recipe({"model": "tiny:0", "stages": stages}, "r")
+    files = {path.relative_to(PACKAGE).as_posix() for path in deciding(recipe)}
+    assert {f"advantages/{name}.py" for name in ADVANTAGES} <= files
+    assert {"losses/policy/ppo.py", "losses/reward/bradley_terry.py", "stages/_rollout.py"} <= files
+    assert "losses/reward/mse.py" not in files
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -536,9 +542,8 @@ def without_times(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_killed_and_gone_on_with(work: Path) -> None:
     rows, budget = Path("runs/tasting/rows.jsonl"), "bakeoff.tokens=2000"
     run = "runs/tasting-*-0"
-    for place in (".work/probe-dpo-*/metrics.jsonl", ".work/dpo-*/metrics.jsonl", ".work/evaluate-dpo-*"):
-        kill_at(f"{run}/{place}", budget)
-        assert [r["method"] for r in read_rows(rows)] == ([] if "probe" in place else ["sft"])
+    kill_at(f"{run}/.work/dpo-*/metrics.jsonl", budget)
+    assert [r["method"] for r in read_rows(rows)] == ["sft"]
     kill_at(f"{run}/artifacts/evaluate-orpo-*/manifest.json", budget)  # done, but for its row
     with rows.open("a") as file:
         file.write('{"method": "orpo", "se')

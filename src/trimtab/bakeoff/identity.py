@@ -1,8 +1,9 @@
 """What a row rests on: settings with their defaults, the bytes of data and models, and the code that decides results.
 
 Settings and inputs are kept as they are, so that two rows can be told apart in words. The code is one digest: of the
-package's own files, installed or not, without comments and docstrings. Of the methods' files only those count that the
-recipe names, so that a new method leaves the others' rows as they are.
+package's own files, installed or not, that the recipe's stages import, directly or not, without comments and
+docstrings. Of the methods' files only those count that the recipe names, so that a new method, and a new stage, leave
+the others' rows as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trimtab import registry
 from trimtab.artifacts import digest_of
 from trimtab.bakeoff.plan import Bakeoff
 from trimtab.config import DataRef, Recipe, StageConfig, check_recipe, method_folders, references
@@ -30,7 +32,6 @@ from trimtab.registry import STAGES
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOMS = ("advantages", "data", "losses", "model", "records", "rewards", "stages", "stats", "tensors", "train")
-NAMED = ("stages", "losses/preference", "losses/reward")  # of these folders a recipe names the methods it uses
 ELSEWHERE = frozenset(  # told otherwise, or of no matter
     {"name", "seed", "output", "checkpoint_seconds", "model", "stages", "plugins"}
 )
@@ -116,17 +117,51 @@ def bare(source: str) -> str:
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
-def deciding(recipe: Recipe) -> Iterator[Path]:
-    """The files whose code decides what a recipe gives."""
-    yield PACKAGE / "seeds.py"
-    optional = {path for folder in NAMED for path in (PACKAGE / folder).glob("[!_]*.py")}
-    for room in ROOMS:
-        yield from (path for path in (PACKAGE / room).rglob("*.py") if path not in optional)
+def deciding(recipe: Recipe) -> set[Path]:
+    """The files whose code decides what a recipe gives: its stages, the methods that it names, and all they import.
+
+    A registry counts with all its files where it is imported, unless some stage has an option that names one of them.
+    """
+    entries = [STAGES[config.stage] for config in recipe.stages.values()]
     for config in recipe.stages.values():
-        entry = STAGES[config.stage]
-        methods = [folder[config.settings[name]] for name, folder in method_folders(entry).items()]
-        chosen = [entry.path, *(method.path for method in methods)]
-        yield from (path.resolve() for path in chosen if path is not None)
+        folders = method_folders(STAGES[config.stage])
+        entries += [folder[config.settings[option]] for option, folder in folders.items()]
+    named = {f"{folder.package}.*" for stage in STAGES.values() for folder in (STAGES, *method_folders(stage).values())}
+    found: set[Path] = set()
+    ahead = [entry.path.resolve() for entry in entries if entry.path is not None]
+    while ahead:
+        path = ahead.pop()
+        if path not in found:
+            found.add(path)
+            seen = path.stat()
+            modules = _imported(path, seen.st_mtime_ns, seen.st_size) - named
+            ahead += [file for module in modules for file in _files_of(module)]
+    return found
+
+
+@cache
+def _imported(path: Path, changed_ns: int, size: int) -> frozenset[str]:
+    """What a file imports, dotted; of a registry (``registry.STAGES``) its folder (``trimtab.stages.*``)."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    folders = {name: value for name, value in vars(registry).items() if isinstance(value, registry.Folder)}
+    places = {f"trimtab.registry.{name}": f"{folder.package}.*" for name, folder in folders.items()}
+    return frozenset(places.get(name, name) for name in names)
+
+
+def _files_of(module: str) -> Iterator[Path]:
+    """The files of a module, or of all modules in a folder, of the rooms whose code decides results."""
+    package, _, rest = module.partition(".")
+    room = rest.partition(".")[0]
+    if package == "trimtab" and room in (*ROOMS, "seeds"):
+        place = rest.replace(".", "/")
+        yield from PACKAGE.glob(f"{place}.py")
+        if (init := PACKAGE / place / "__init__.py").is_file():
+            yield init
 
 
 def _told(config: StageConfig, recipe: Recipe) -> dict[str, Any]:
