@@ -27,7 +27,7 @@ from trimtab.stats.winrate import win_rate
 RESULTS = ROOT / "benchmarks" / "results" / "choose.jsonl"
 ANSWERS, TEMPERATURE, PROMPTS = 4, 0.7, "quickstart/choose"
 RIDGE = {"fit": "ridge", "start": "reward"}
-QUICK: dict[str, Any] = {"steps": 8, "lr": 8e-4, "critic": RIDGE | {"warmup": 3}}  # recipes/quickstart.yaml
+QUICK: dict[str, Any] = {"steps": 8, "lr": 8e-4, "critic": RIDGE | {"warmup": 3}}  # quickstart.yaml, but for its beta
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "quickstart, lr 8e-4": QUICK,
