@@ -168,7 +168,7 @@ def measure(s: Settings) -> dict[str, Any]:
     from trimtab.model.hardware import pin_threads
     from trimtab.model.sampler import Sampling, TorchSampler
     from trimtab.model.trunk import Lora
-    from trimtab.stages._online import Critic
+    from trimtab.stages._online_settings import Critic
     from trimtab.stages._rollout import Roller
     from trimtab.stages.policy import policy
     from trimtab.stages.sft import sft
@@ -197,7 +197,7 @@ def measure(s: Settings) -> dict[str, Any]:
             else:
                 end_answers(range(5, s["vocabulary"], 16) if s["side"] == "flat" else ())
             meter.watch(TorchSampler, "sample", "updates", "sampling")
-            meter.watch(Roller, "roll", "updates", "passes")
+            meter.watch(Roller, "read", "updates", "passes")
             file = "ragged.jsonl" if s["side"] == "flat" else "prompts.jsonl"
             result = policy(
                 run, reward=finished("reward"), prompts=DataRef(str(folder / file)), init=finished("sft"),

@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "config",
         "losses advantages laws",
         "model",
-        "rewards data train",
+        "rewards data train environments",
         "stages report",
         "pipeline",
         "bakeoff listing console",
@@ -42,6 +42,7 @@ HEAVY = frozenset({"torch", "transformers", "peft"})
 LIGHT = (
     "trimtab.errors", "trimtab.seeds", "trimtab.registry", "trimtab.records", "trimtab.stats", "trimtab.artifacts",
     "trimtab.config", "trimtab.report", "trimtab.console", "trimtab.cli", "trimtab.data.inspect",
+    "trimtab.environments.grid", "trimtab.environments.text", "trimtab.environments.tasks",
 )  # fmt: skip
 
 

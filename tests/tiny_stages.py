@@ -15,12 +15,15 @@ from trimtab.config import DataRef, ModelRef
 from trimtab.model.sampler import Sampling, TorchSampler
 from trimtab.model.trunk import Lora, ScalarHead, Trunk
 from trimtab.stages._methods import METHODS
-from trimtab.stages._online import KL, Clip, Critic, Online, Shaping
-from trimtab.stages._rollout import Roller
-from trimtab.train.run import Run
+from trimtab.stages._online import Online
+from trimtab.stages._online_settings import KL, Clip, Critic, Keep, Shaping
+from trimtab.stages._rollout import Roller, Rollout, Sample
+from trimtab.stages._rounds import Rounds
+from trimtab.train.run import Means, Run
 
 LORA = Lora(rank=4, alpha=8)
 NO_WARMUP = Critic(warmup=0)
+PLAIN = Shaping(eos="none")
 QUESTIONS = ("What is tea?", "Why?", "How tall is the old tower by the sea?", "Say a word", "Who?", "Where is it now?")
 ANSWERS = ("A leaf.", "Because it rains a good deal there.", "Forty metres.", "Word", "Nobody knows.", "Here")
 
@@ -124,7 +127,8 @@ def same_curves(a: Path, b: Path, *, tolerance: float) -> None:
 
 def policy_task(
     folder: Path, *, init: ModelRef, reward: ModelRef, source: DataRef, layout: str = "shared", answers: int = 2,
-    sampling: Sampling | None = None, critic: Critic = NO_WARMUP, **settings: Any,
+    sampling: Sampling | None = None, critic: Critic = NO_WARMUP, shaping: Shaping = PLAIN, batch: int = 3,
+    **settings: Any,
 ) -> Online:  # fmt: skip
     """What ``policy`` builds before it trains, to look inside and to break."""
     from trimtab.data.encode import encode
@@ -147,8 +151,18 @@ def policy_task(
     roller = Roller(
         roles, sampler, scorer, groups, tokens, k=answers, sampling=sampling, minibatches=1, micro_tokens=2048, seed=0
     )
-    values = {
-        "kl": KL(), "clip": Clip(), "shaping": Shaping(eos="none"),
-        "gamma": 1.0, "lam": 0.95, "epochs": 1, "batch": 3, **settings,
-    }  # fmt: skip
-    return Online(run, roles, roller, METHODS["ppo"], num_prompts=len(tokens), critic=critic, **values)
+    rounds = Rounds(run, roller, num_prompts=len(tokens), batch=batch, keep=Keep(), shaping=shaping)
+    values = {"kl": KL(), "clip": Clip(), "gamma": 1.0, "lam": 0.95, "epochs": 1, **settings}
+    return Online(run, roles, rounds, METHODS["ppo"], critic=critic, **values)
+
+
+def roll(task: Online, step: int, chosen: Sequence[int]) -> tuple[Sample, Rollout]:
+    """A round of these prompts."""
+    sample = task.roller.sample(step, chosen)
+    return sample, task.roller.read(sample)
+
+
+def shaped(task: Online, sample: Sample, rollout: Rollout, log: Means | None = None) -> Any:
+    """What the round teaches."""
+    scores = task.rounds.shape(sample, rollout.scores)
+    return task._shape(0, sample, rollout, scores, Means() if log is None else log)

@@ -23,7 +23,7 @@ import yaml
 
 from trimtab.artifacts import Artifact
 from trimtab.errors import ConfigError, did_you_mean
-from trimtab.registry import STAGES, Entry, Folder, use_plugins
+from trimtab.registry import STAGES, Entry, Folder, Table, use_plugins
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +259,29 @@ def method_folders(entry: Entry) -> dict[str, Folder]:
     return {name: mark for name, mark in marks if isinstance(mark, Folder)}
 
 
+def with_defaults(entry: Entry, settings: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Put what the rows that a stage's settings name (``Annotated[str, METHODS]``) have as defaults under the settings.
+
+    Options inside an option come together one by one.
+    """
+    hints = typing.get_type_hints(entry.function, include_extras=True)
+    marks = ((name, mark) for name, hint in hints.items() for mark in getattr(hint, "__metadata__", ()))
+    for name, table in marks:
+        if isinstance(table, Table):
+            chosen = settings.get(name, entry.options[name].default)
+            if chosen not in table:
+                raise ConfigError(f"{where}.{name}: no {table.what} {chosen!r}{did_you_mean(str(chosen), table)}")
+            settings = _over(settings, table[chosen].defaults)
+    return settings
+
+
+def _over(mine: Any, theirs: Any) -> Any:
+    """Settings over defaults: what both have is taken from the settings, mappings key by key."""
+    if not isinstance(mine, Mapping) or not isinstance(theirs, Mapping):
+        return mine
+    return {**theirs, **{key: _over(value, theirs.get(key)) for key, value in mine.items()}}
+
+
 def schema(entry: Entry, settings: Mapping[str, Any], where: str = "") -> dict[str, tuple[Any, inspect.Parameter]]:
     """A stage's options, as (type, parameter); after them those of the methods that the settings name."""
     hints = typing.get_type_hints(entry.function, include_extras=True)
@@ -294,6 +317,7 @@ def own_methods(config: StageConfig) -> dict[str, Entry]:
 
 def check_settings(entry: Entry, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Validate settings against a function's keyword-only parameters; fill in defaults."""
+    settings = with_defaults(entry, settings, where)
     known = schema(entry, settings, where)
     for key in settings:
         if key not in known:

@@ -18,7 +18,7 @@ from trimtab.model.bundled import BUNDLED
 from trimtab.model.hardware import Hardware
 from trimtab.records.formats import FORMATS
 from trimtab.records.writers import WRITERS
-from trimtab.registry import ADVANTAGES, OPEN, POLICY_LOSSES, PREFERENCE_LOSSES, REWARD_LOSSES, STAGES, Entry
+from trimtab.registry import ADVANTAGES, OPEN, POLICY_LOSSES, PREFERENCE_LOSSES, REWARD_LOSSES, RULES, STAGES, Entry
 from trimtab.stages._methods import METHODS
 
 
@@ -87,16 +87,49 @@ def _beside(entry: Entry) -> Iterator[Text]:
 
 def methods() -> RenderableType:
     """Online methods, and the losses and estimators they are made of."""
-    table = _table("online methods (policy.method)", "method", "advantage", "loss", "aggregation", "what", "paper")
+    table = _table("online methods (policy.method)", "name", "", "what")
     for name, row in METHODS.items():
-        _row(table, name, row.advantage, row.loss, row.aggregation, row.summary, row.paper)
+        made_of = f"{row.advantage} x {row.loss} x {row.aggregation}" if row.advantage else ""
+        kl = f", {row.kl_loss} in the loss" if row.kl_loss else ", KL in the reward" if row.advantage else ""
+        told = {
+            "": row.summary,
+            "made of": made_of + kl,
+            "defaults": ", ".join(f"{key}={_flat(value)}" for key, value in row.defaults.items()),
+            "paper": row.paper,
+        }
+        for label, cell in told.items():
+            if cell:
+                _row(table, "" if label else name, label, cell)
     parts: list[RenderableType] = [table]
     for title, folder in {"advantages": ADVANTAGES, "policy losses": POLICY_LOSSES}.items():
-        rows = _table(title, "name", "what")
+        rows = _table(title, "name", "what", "paper", "confirmed")
         for entry in folder.values():
-            _row(rows, entry.name, entry.summary)
+            _row(rows, entry.name, entry.summary, entry.paper, entry.confirmed)
         parts.append(rows)
     return Lines(*parts)
+
+
+def rules() -> RenderableType:
+    """Rules that a policy can be paid by: their options with their defaults, and their papers."""
+    table = _table("rules (policy.rules)", "name", "", "what")
+    for entry in RULES.values():
+        told = {
+            "": entry.summary,
+            "options": ", ".join(f"{name}={default}" for name, default, _ in options(entry.function)),
+            "reads": ", ".join(column for column in entry.columns if column != "text"),
+            "paper": entry.paper,
+        }
+        for label, cell in told.items():
+            if cell:
+                _row(table, "" if label else entry.name, label, cell.replace("``", ""))
+    return table
+
+
+def _flat(value: Any) -> str:
+    """A setting as one would write it in a recipe."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flat(inside)}" for key, inside in value.items()) + "}"
+    return _shown(value)
 
 
 def losses() -> RenderableType:
@@ -193,6 +226,7 @@ LISTINGS: Mapping[str, Callable[[], RenderableType]] = {
     "stages": stages,
     "methods": methods,
     "losses": losses,
+    "rules": rules,
     "models": models,
     "formats": formats,
 }

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from trimtab.errors import ConfigError, did_you_mean
 
@@ -187,6 +187,48 @@ class Folder(Mapping[str, Entry]):
         return len(self._names())
 
 
+class Row(Protocol):
+    """A method that is put together from others; ``defaults`` are what it has the stage's options be by default."""
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Settings of the stage, as a recipe would have them."""
+        ...
+
+
+R = TypeVar("R", bound=Row)
+
+
+class Table(Mapping[str, R], Generic[R]):
+    """Methods that need no file of their own: rows of a table.
+
+    An option of a stage that names one bears the table: ``method: Annotated[str, METHODS]``.
+    """
+
+    def __init__(self, what: str, rows: Callable[[], Mapping[str, R]]) -> None:
+        self.what = what
+        self._rows = rows
+
+    def __getitem__(self, name: str) -> R:
+        """Return the row, or say which name was probably meant."""
+        rows = self._rows()
+        if name not in rows:
+            raise ConfigError(f"no {self.what} {name!r}{did_you_mean(str(name), rows)}")
+        return rows[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is a row of that name."""
+        return isinstance(name, str) and name in self._rows()
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names, in the table's order."""
+        return iter(self._rows())
+
+    def __len__(self) -> int:
+        """Count the methods."""
+        return len(self._rows())
+
+
 def _load(file: Path) -> tuple[ModuleType, str]:
     """Run a file as a module under a name that is its own, and digest it; no bytecode is read or written."""
     name = f"trimtab_added_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}_{file.stem}"
@@ -228,6 +270,7 @@ REWARD_LOSSES = Folder(
     },
     place=True,
 )
+RULES = Folder("trimtab.rewards.rules", "rule", {"text": ("text", "prompt", "truth", "meta", "ended")})
 OPEN: Mapping[str, Folder] = {"preference": PREFERENCE_LOSSES, "reward": REWARD_LOSSES}  # to losses of the user's own
 
 

@@ -20,6 +20,14 @@ def test_one_right_of_four() -> None:
     assert of([1, 0, 0, 0], [0] * 4, scale=False) == pytest.approx([0.75, -0.25, -0.25, -0.25])
 
 
+def test_population_deviation() -> None:
+    """With ddof 0: mean square 1, and no advantage beyond sqrt(k - 1)."""
+    found = of([1, 0, 0, 0], [0] * 4, eps=0.0, ddof=0)
+    assert found == pytest.approx([3**0.5, *[-1 / 3**0.5] * 3])
+    assert sum(a * a for a in found) / 4 == pytest.approx(1)
+    assert of([1] + [0] * 7, [0] * 8, eps=0.0, ddof=0)[:2] == pytest.approx([2.646, -0.378], abs=5e-4)
+
+
 def test_one_right_of_eight() -> None:
     found = of([1] + [0] * 7, [0] * 8, eps=0.0)
     assert found[0] == pytest.approx(2.475, abs=5e-4)

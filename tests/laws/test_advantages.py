@@ -32,6 +32,8 @@ def batch(garbage: float = 0.0) -> dict[str, Tensor]:
         "values": values.masked_fill(~MASK, garbage),
         "mask": MASK,
         "group": torch.tensor([4, 7, 4, 4]),
+        "scores": torch.tensor([1.5, -0.5, 0.25, 2.0], dtype=torch.float64),
+        "baseline": torch.tensor([0.5, 0.75, 0.5, 0.5], dtype=torch.float64),
     }
 
 

@@ -47,6 +47,12 @@ def about(mean: float, half: float = 0.05, n: int = 200) -> Interval:
         ("rollout/score_length_correlation", "Score and length", [0.1, 0.1, 0.1, 0.1, -0.2], "ok"),
         ("rollout/score_length_correlation", "Score and length", [0.1, 0.1, 0.1, 0.1, -0.4], "watch"),
         ("rollout/score_length_correlation", "Score and length", [0.1, 0.1, 0.1, 0.1, 0.6], "bad"),
+        ("rollout/repeated", "Repetition", [0.3, 0.3, 0.3, 0.3, 0.35], "ok"),
+        ("rollout/repeated", "Repetition", [0.0, 0.0, 0.1, 0.1, 0.2], "watch"),
+        ("rollout/repeated", "Repetition", [0.0, 0.0, 0.2, 0.4, 0.6], "bad"),
+        ("rollout/skipped", "Prompts that teach", [0.9, 0.5, 0.4, 0.4, 0.4], "ok"),
+        ("rollout/skipped", "Prompts that teach", [0.2, 0.5, 0.6, 0.6, 0.6], "watch"),
+        ("rollout/skipped", "Prompts that teach", [0.2, 0.5, 0.9, 1.0, 1.0], "bad"),
         ("value/explained_variance", "Value function", [-1, 0, 0.3, 0.4, 0.5], "ok"),
         ("value/explained_variance", "Value function", [-1, 0, 0.1, 0.1, 0.1], "watch"),
         ("value/explained_variance", "Value function", [-1, -1, -0.5, -0.5, -0.2], "bad"),
@@ -68,6 +74,20 @@ def test_policy_levels(metric: str, name: str, values: list[float], level: Level
     reading = only(policy_health(curve_rows(metric, values)), name)
     assert reading.level == level, reading
     assert reading.sentence.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("gold", "level", "says"),
+    [
+        ([0.0, 0.5, 1.0, 1.5, 2.0], "ok", "likes the answers more"),
+        ([0.0, 1.0, 0.0, -1.0, -2.0, -3.0], "bad", "most from step 1 on: the reward is being gamed"),
+        ([0.0, 0.1, 0.0, 0.1, 0.0], "watch", "no clear gain"),
+    ],
+)
+def test_the_gold_scorer_beside_the_reward(gold: list[float], level: Level, says: str) -> None:
+    rows = [{"step": float(i), "rollout/score": float(i), "rollout/gold": g} for i, g in enumerate(gold)]
+    reading = only(policy_health(rows), "Gold score")
+    assert (reading.level, says in reading.sentence) == (level, True), reading
 
 
 def test_a_metric_that_was_not_logged_has_no_reading() -> None:

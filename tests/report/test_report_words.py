@@ -189,3 +189,17 @@ def test_training_in_words(tmp_path: Path) -> None:
     assert said[0].startswith("In sft the loss went from 2.")
     assert said[1] == "The reward model (reward) orders 76% of held-out pairs rightly."
     assert "KL of" in said[2]
+
+
+def test_what_the_rules_say_comes_first() -> None:
+    run = run_of(("base", "sft", "policy"), SFT, PPO)
+    assert run.evaluation is not None
+    checked = replace(run.evaluation, by_rules=(match(0.8),), rules={"policy": 0.62, "sft": 0.25})
+    (alone,) = result_sentences(replace(run, evaluation=checked))
+    assert alone.startswith(
+        "By the rules an answer of policy gets 0.62 on average, one of sft 0.25; policy gets more on 80% of 200 prompts"
+    )
+    judged = replace(checked, head_to_head=(match(0.39),))
+    assert result_sentences(replace(run, evaluation=judged))[:2] == [alone, verdict(match(0.39))]
+    even = replace(checked, by_rules=(match(0.5),))
+    assert "which decides nothing" in result_sentences(replace(run, evaluation=even))[0]

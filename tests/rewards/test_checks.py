@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -206,3 +208,10 @@ def test_sentences_keep_every_word(text: str) -> None:
 @given(st.text(max_size=200), st.sampled_from(["stop", "length", None]))
 def test_checks_answer_yes_or_no_to_any_text(text: str, finish: Finish | None) -> None:
     assert {type(check(text, finish)) for check in CHECKS.values()} == {bool}
+
+
+def test_a_long_run_of_spaces_takes_no_time() -> None:
+    began = time.monotonic()
+    assert sentences("a." + " " * 200_000 + "b" + "\n" * 100_000 + "c") == ["a.", "b", "c"]
+    assert all(isinstance(check(" " * 100_000 + "x", "stop"), bool) for check in CHECKS.values())
+    assert time.monotonic() - began < 5  # quadratic time would be minutes

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import tiny_stages as tiny
 from trimtab.config import DataRef, ModelRef
+from trimtab.model.tiny import make_tiny
 from trimtab.stages.sft import sft
 
 
@@ -31,3 +33,15 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ModelRe
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> DataRef:
     return tiny.prompts(tmp_path_factory.mktemp("prompts"))
+
+
+@pytest.fixture(scope="session")
+def lively(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with larger embeddings: its own logits are too flat for an adapter to choose among tokens."""
+    folder = tmp_path_factory.mktemp("lively")
+    make_tiny(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight *= 5
+    model.save_pretrained(folder)
+    return folder

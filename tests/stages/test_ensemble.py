@@ -258,15 +258,13 @@ def test_a_policy_learns_from_any_scorer(root: Path, name: str, tmp_path: Path, 
     source = tiny.prompts(tmp_path)
     reward = find_model(str(root / name), name)
     task = tiny.policy_task(tmp_path, init=tiny.base(tiny_model), reward=reward, source=source)
-    rollout = task.roller.roll(0, [0, 3])
-    prompts = [task.roller.tokens[i].prompt for i in (0, 3)]
-    from trimtab.seeds import derive
-
-    answers = task.roller.sampler.sample(prompts, k=2, sampling=task.roller.sampling, seed=derive(0, "rollout", 0))
-    said = open_scorer(reward, dtype="float32").score(task.roller.as_groups([0, 3], answers))
-    text = [task.roller.roles.actor.trunk.chat.group(g).answers for g in task.roller.as_groups([0, 3], answers)]
+    sample, rollout = tiny.roll(task, 0, [0, 3])
+    said = open_scorer(reward, dtype="float32").score(task.roller.as_groups(sample))
+    text = [task.roller.roles.actor.trunk.chat.group(g).answers for g in task.roller.as_groups(sample)]
     same = [
-        tuple(a.tokens) == t for own, texts in zip(answers, text, strict=True) for a, t in zip(own, texts, strict=True)
+        tuple(a.tokens) == t
+        for own, texts in zip(sample.answers, text, strict=True)
+        for a, t in zip(own, texts, strict=True)
     ]
     flat = [score for row in said for score in row]
     for mine, theirs, clean in zip(rollout.scores.tolist(), flat, same, strict=True):
@@ -277,7 +275,7 @@ def test_a_policy_learns_from_any_scorer(root: Path, name: str, tmp_path: Path, 
 
 
 def test_an_ensemble_gives_a_critic_nothing_to_start_from(root: Path, tmp_path: Path, tiny_model: Path) -> None:
-    from trimtab.stages._online import Critic
+    from trimtab.stages._online_settings import Critic
     from trimtab.stages.policy import policy
 
     with pytest.raises(ConfigError, match=r"critic\.start: 'all' \(ensemble\) has no adapter of its own to start from"):

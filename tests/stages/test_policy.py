@@ -17,7 +17,7 @@ from trimtab.model.tiny import byte_letters, make_tiny
 from trimtab.records.types import Answer, Group, Message
 from trimtab.rewards.reward_model import RewardModel
 from trimtab.seeds import derive
-from trimtab.stages._online import KL, Critic, Shaping
+from trimtab.stages._online_settings import KL, Critic, Shaping
 from trimtab.stages.policy import policy
 from trimtab.train.run import Means
 
@@ -220,10 +220,11 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(
 
     task = tiny.policy_task(tmp_path, init=tuned, reward=foreign, source=source)
     chosen = [0, 3, 5]
-    rollout = task.roller.roll(0, chosen)
+    sample, rollout = tiny.roll(task, 0, chosen)
     prompts = [task.roller.tokens[i].prompt for i in chosen]
     answers = task.roller.sampler.sample(prompts, k=2, sampling=SHORT, seed=derive(0, "rollout", 0))
-    text = task.roller.as_groups(chosen, answers)
+    assert sample.answers == tuple(map(tuple, answers))
+    text = task.roller.as_groups(sample)
     assert rollout.scores.tolist() == pytest.approx([s for row in theirs.score(text) for s in row], abs=1e-5)
     rows = train(tmp_path / "run", foreign, source, tuned, steps=1, roles="shared")
     assert rows[0]["rollout/kl"] == 0.0
@@ -235,12 +236,12 @@ def test_the_same_tokens_are_scored_as_they_were_sampled(
     task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source)
     assert task.roller.reward.trunk is task.roles.actor.trunk
     chosen = [1, 2]
-    rollout = task.roller.roll(4, chosen)
+    sample, rollout = tiny.roll(task, 4, chosen)
     prompts = [task.roller.tokens[i].prompt for i in chosen]
     answers = task.roller.sampler.sample(prompts, k=2, sampling=SHORT, seed=derive(0, "rollout", 4))
     flat = [(prompt, a.tokens) for prompt, own in zip(prompts, answers, strict=True) for a in own]
     for row, (prompt, tokens) in enumerate(flat):
-        assert rollout.lengths[row] == len(tokens)
+        assert sample.lengths[row] == len(tokens)
         assert rollout.mask[row].sum() == len(tokens)
         plain = AutoModelForCausalLM.from_pretrained(toy_reward.base)
         with torch.no_grad():
@@ -266,9 +267,10 @@ def test_cut_answers_pay(
 ) -> None:
     # Every answer scores 3; at step 0 there is no KL, so the rewards of an answer add up to its shaped score.
     reward = tiny.hand_made_reward(tmp_path / "toy", tiny_model, torch.zeros(64), bias=3.0)
+    penalty = 1.0 if mode == "none" else 2.0
     (row,) = train(
         tmp_path, reward, source, tiny.base(tiny_model), steps=1, batch=6, answers=4,
-        sampling=Sampling(max_tokens=100), shaping=Shaping(eos=mode, penalty=2.0),  # type: ignore[arg-type]
+        sampling=Sampling(max_tokens=100), shaping=Shaping(eos=mode, penalty=penalty),  # type: ignore[arg-type]
     )  # fmt: skip
     ended = row["rollout/ended"]
     assert 0 < ended < 1

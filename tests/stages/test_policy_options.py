@@ -15,7 +15,8 @@ from trimtab.model.sampler import Sampling
 from trimtab.model.trunk import Lora
 from trimtab.records.read import read_groups
 from trimtab.seeds import derive
-from trimtab.stages._online import KL, Clip, Critic, Online, Shaping
+from trimtab.stages._online import Online
+from trimtab.stages._online_settings import KL, Clip, Critic, Shaping
 from trimtab.stages._texts import Texts
 from trimtab.stages.policy import policy
 from trimtab.tensors.aggregate import Totals
@@ -59,8 +60,10 @@ def test_a_ridge_critic_reads_the_reward_models_own_pass(
     critic = task.roles.critic
     assert critic is not None
     assert task.roller.reward.is_on(critic.trunk, critic.adapter)
-    rollout = task.roller.roll(0, [0, 2, 4])
-    other = tiny.policy_task(tmp_path / "other", init=tuned, reward=toy_reward, source=source).roller.roll(0, [0, 2, 4])
+    _, rollout = tiny.roll(task, 0, [0, 2, 4])
+    _, other = tiny.roll(
+        tiny.policy_task(tmp_path / "other", init=tuned, reward=toy_reward, source=source), 0, [0, 2, 4]
+    )
     assert torch.equal(rollout.scores, other.scores)
     assert rollout.features is not None
     assert rollout.features.shape == (int(rollout.mask.sum()), 64)
@@ -76,8 +79,8 @@ def test_a_ridge_critic_is_the_regression_on_returns(
     task.ridge.errors = torch.arange(len(RIDGES)).double()  # as if the weakest ridge had foretold best
     weight, bias = (x.clone() for x in task.ridge.solution)
     assert weight.all()
-    rollout = task.roller.roll(2, [0, 1, 2])
-    signal = task._shape(rollout, Means())
+    sample, rollout = tiny.roll(task, 2, [0, 1, 2])
+    signal = tiny.shaped(task, sample, rollout)
     assert rollout.features is not None
     # Two answers to a prompt: beside the states stands the other one's return, for every token.
     other = signal.returns[:, 0].view(-1, 2).flip(1).reshape(-1)
@@ -116,7 +119,7 @@ def test_a_ridge_critic_survives_a_restart(
     for fit in (task.ridge, again.ridge):
         assert fit is not None
         fit.errors = torch.arange(len(RIDGES)).double()
-    first, second = (t._shape(t.roller.roll(2, [0, 1]), Means()) for t in (task, again))
+    first, second = (tiny.shaped(t, *tiny.roll(t, 2, [0, 1])) for t in (task, again))
     assert first.targets.any()
     assert torch.equal(first.targets, second.targets)
     assert torch.equal(first.advantages, second.advantages)
@@ -199,11 +202,11 @@ def test_a_gap_between_sampler_and_trainer_is_weighed_and_capped(
     tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
 ) -> None:
     task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source, clip=Clip(importance=2.0))
-    rollout = task.roller.roll(0, [0, 1, 2])
+    sample, rollout = tiny.roll(task, 0, [0, 1, 2])
     rollout.sampled_logps[0, 0] = rollout.logps[0, 0] - math.log(1.5)  # the sampler drew it too rarely
     rollout.sampled_logps[0, 1] = rollout.logps[0, 1] - math.log(7.0)
     log = Means()
-    signal = task._shape(rollout, log)
+    signal = tiny.shaped(task, sample, rollout, log)
     assert float(signal.weights[0, 0]) == pytest.approx(1.5, rel=1e-5)
     assert float(signal.weights[0, 1]) == 2.0
     torch.testing.assert_close(signal.weights[1:], torch.ones_like(signal.weights[1:]), atol=1e-4, rtol=0)
@@ -214,8 +217,8 @@ def test_weights_reach_the_gradient(tmp_path: Path, toy_reward: ModelRef, source
     """Doubling every token's weight doubles the policy's gradient; a weight of zero silences its token."""
     task = tiny.policy_task(tmp_path, init=tuned, reward=toy_reward, source=source)
     parameters = task.roles.actor.parameters()
-    signal = task._shape(task.roller.roll(0, [0, 1, 2]), Means())
-    (micro,) = signal.rollout.minibatches[0]
+    signal = tiny.shaped(task, *tiny.roll(task, 0, [0, 1, 2]))
+    (micro,) = signal.rollout.minibatches[0].micros
     totals = Totals(tokens=float(signal.rollout.mask.sum()), sequences=6.0)
 
     def gradient(weights: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tiny_stages as tiny
 from trimtab.model.sampler import Sampling
 from trimtab.seeds import derive
-from trimtab.stages._online import KL, Critic
+from trimtab.stages._online_settings import KL, Critic
 from trimtab.stages.policy import policy
 from trimtab.stages.reward import reward
 from trimtab.stages.sft import sft

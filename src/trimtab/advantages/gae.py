@@ -26,6 +26,7 @@ def gae(
     carry no gradient.
 
     Source: Schulman et al. 2016 (arXiv:1506.02438), eq. 16; gamma 1 and lam 0.95 as Ziegler et al. 2019.
+    Confirmed by: numbers by hand, a slow loop of the definition.
     """
     assert rewards.shape == values.shape == mask.shape
     on = mask.bool()

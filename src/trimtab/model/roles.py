@@ -61,7 +61,7 @@ class Roles:
 
 
 def build_roles(
-    init: ModelRef, reward: ModelRef, *, layout: Layout, critic: CriticStart | None, frozen: bool = False,
+    init: ModelRef, reward: ModelRef | None, *, layout: Layout, critic: CriticStart | None, frozen: bool = False,
     lora: Lora, seed: int, dtype: str = "auto",
 ) -> Roles:  # fmt: skip
     """Lay the roles out.
@@ -85,6 +85,8 @@ def build_roles(
     if critic is not None:
         critic_trunk, critic_start = another()
         if critic == "reward":
+            if reward is None:
+                raise ConfigError("a critic that starts from the reward model needs one, and there are only rules")
             if reward.base != init.base:
                 raise ConfigError(
                     f"a critic that starts from the reward model needs one on the policy's base ({init.base}), "
@@ -100,5 +102,5 @@ def build_roles(
         actor=Role(trunk, "actor", lora=lora),
         reference=Role(reference_trunk, start),
         critic=value,
-        reward_trunk=critic_trunk if layout != "separate" and reward.base == init.base else None,
+        reward_trunk=critic_trunk if layout != "separate" and reward is not None and reward.base == init.base else None,
     )

@@ -62,6 +62,15 @@ model on a CPU; float32 gives 4e-5); at log 1.2 = 0.18 the typical token stands 
 before a single update."""
 
 
+REPEATED_WATCH, REPEATED_BAD = 0.1, 0.3
+"""Share of an answer's runs of four words that stood in it before, beyond what it was at the start. People's prose has
+hardly any; loops go towards 1."""
+
+TAUGHT_WATCH, TAUGHT_BAD = 0.5, 0.9
+"""Share of prompts whose answers are all worth the same. With a chance p of being right and k answers it is
+p^k + (1 - p)^k: at one half of the prompts, half of the sampling is for nothing."""
+
+
 def kl_budget(config: Mapping[str, Any]) -> float:
     """Return the KL target that a stage's config names (``kl: {target: 6}``), else `KL_BUDGET`."""
     kl = config.get("kl")
@@ -83,11 +92,14 @@ def policy_health(
     """
     found = (
         reward_against_judge(rows, versus_start, matched),
+        _gold(rows),
         _kl(rows, budget),
         _entropy(rows),
         _length(rows),
         _ended(rows),
         _score_and_length(rows),
+        _repeated(rows),
+        _skipped(rows),
         _value(rows),
         _ratio(rows),
         _clipping(rows),
@@ -131,6 +143,24 @@ def _reward_story(score: Trend, versus: Interval | None, matched: Interval | Non
     if matched is not None and matched.mean <= 0.5:
         return "watch", "Reward and judge both rose, but not among answers of equal length: the gain may be length."
     return "ok", "The reward rose, and a judge that took no part agrees."
+
+
+def _gold(rows: Sequence[Row]) -> Reading | None:
+    """Read where the gold scorer, which nothing is learned from, parted from the reward."""
+    gold, score = curve(rows, "rollout/gold"), curve(rows, "rollout/score")
+    if gold is None or score is None:
+        return None
+    found = column(rows, "rollout/gold")
+    best = max((i for i, x in enumerate(found) if isfinite(x)), key=found.__getitem__)
+    value = f"gold {short(gold.start)} to {short(gold.end)}"
+    if gold.direction > 0:
+        return Reading(
+            name="Gold score", level="ok", value=value, sentence="The gold scorer likes the answers more, too."
+        )
+    if gold.direction < 0 < score.direction:
+        sentence = f"The reward rose while the gold score fell, most from step {best} on: the reward is being gamed."
+        return Reading(name="Gold score", level="bad", value=value, sentence=sentence)
+    return Reading(name="Gold score", level="watch", value=value, sentence="The gold scorer sees no clear gain.")
 
 
 def _kl(rows: Sequence[Row], budget: float) -> Reading | None:
@@ -212,6 +242,34 @@ def _score_and_length(rows: Sequence[Row]) -> Reading | None:
     }[level]
     value = f"correlation {found.end:+.2f}"
     return Reading(name="Score and length", level=level, value=value, sentence=sentence)
+
+
+def _repeated(rows: Sequence[Row]) -> Reading | None:
+    repeated = curve(rows, "rollout/repeated")
+    if repeated is None:
+        return None
+    level = rising(repeated.end - repeated.start, watch=REPEATED_WATCH, bad=REPEATED_BAD)
+    sentence = {
+        "ok": "Answers repeat themselves no more than they did.",
+        "watch": "Answers have begun to repeat themselves: read samples.",
+        "bad": "Answers repeat themselves over and over: the reward pays for it.",
+    }[level]
+    value = f"{percent(repeated.start)} to {percent(repeated.end)} of runs of four words"
+    return Reading(name="Repetition", level=level, value=value, sentence=sentence)
+
+
+def _skipped(rows: Sequence[Row]) -> Reading | None:
+    skipped = curve(rows, "rollout/skipped")
+    if skipped is None:
+        return None
+    level = rising(skipped.end, watch=TAUGHT_WATCH, bad=TAUGHT_BAD)
+    sentence = (
+        "Most prompts have better and worse answers to learn from."
+        if level == "ok"
+        else "To many prompts all answers are worth the same, and they teach nothing: more answers, easier or harder "
+        "prompts, or keep.how=mixed."
+    )
+    return Reading(name="Prompts that teach", level=level, value=f"{percent(1 - skipped.end)} do", sentence=sentence)
 
 
 def _value(rows: Sequence[Row]) -> Reading | None:

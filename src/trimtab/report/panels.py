@@ -59,8 +59,8 @@ PANELS: Mapping[str, Sequence[Panel]] = {
     "policy": (
         Panel(
             title="Reward",
-            metrics={"score": "rollout/score", "score less KL": "rollout/reward"},
-            hint="What PPO raises; no proof of better answers.",
+            metrics={"score": "rollout/score", "score less KL": "rollout/reward", "gold": "rollout/gold"},
+            hint="What is raised; no proof of better answers.",
         ),
         Panel(
             title="KL from the start", metrics={"KL": "rollout/kl"}, unit="nats a sequence", hint="How far it has gone."
@@ -77,6 +77,12 @@ PANELS: Mapping[str, Sequence[Panel]] = {
             title="Score and length",
             metrics={"correlation": "rollout/score_length_correlation"},
             hint="Far from 0: paid by the word.",
+        ),
+        Panel(title="Repetition", metrics={"repeated": "rollout/repeated"}, hint="Runs of four words said before."),
+        Panel(
+            title="Prompts that teach nothing",
+            metrics={"skipped": "rollout/skipped"},
+            hint="All their answers are worth the same.",
         ),
         Panel(
             title="Explained variance",

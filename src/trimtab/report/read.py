@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.errors import DataError
 
@@ -120,21 +120,26 @@ class Judge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What the evaluate stage left: answers, verdicts (the judge's; the reward model's), simple measures by model."""
+    """What the evaluate stage left: answers, verdicts (judge's, reward model's, rules'), simple measures by model."""
 
     models: tuple[str, ...]
     prompts: tuple[PromptRow, ...] = ()
     judge: Judge = field(default_factory=Judge)
     head_to_head: tuple[HeadToHead, ...] = ()
     by_reward: tuple[HeadToHead, ...] = ()
+    by_rules: tuple[HeadToHead, ...] = ()
     checks: Mapping[str, Row] = field(default_factory=dict)
     lengths: Mapping[str, Row] = field(default_factory=dict)
     ended: Row = field(default_factory=dict)
     reward_model: Row = field(default_factory=dict)
+    rules: Row = field(default_factory=dict)
 
-    def versus(self, a: str, b: str, *, by_reward: bool = False) -> HeadToHead | None:
+    def versus(
+        self, a: str, b: str, *, by: Literal["head_to_head", "by_reward", "by_rules"] = "head_to_head"
+    ) -> HeadToHead | None:
         """Return the comparison of a with b, turned round when it was stored as b with a."""
-        for found in self.by_reward if by_reward else self.head_to_head:
+        matches: tuple[HeadToHead, ...] = getattr(self, by)
+        for found in matches:
             if (found.a, found.b) == (a, b):
                 return found
             if (found.a, found.b) == (b, a):
@@ -256,10 +261,12 @@ def _evaluation(raw: Json) -> Evaluation:
         ),
         head_to_head=tuple(_head_to_head(row) for row in _objects(raw.get("head_to_head"))),
         by_reward=tuple(_head_to_head(row) for row in _objects(raw.get("by_reward"))),
+        by_rules=tuple(_head_to_head(row) for row in _objects(raw.get("by_rules"))),
         checks={str(name): _numbers(_object(rates)) for name, rates in _object(raw.get("checks")).items()},
         lengths={str(model): _numbers(_object(of)) for model, of in _object(raw.get("lengths")).items()},
         ended=_numbers(_object(raw.get("ended"))),
         reward_model=_numbers(_object(raw.get("reward_model"))),
+        rules=_numbers(_object(raw.get("rules"))),
     )
 
 

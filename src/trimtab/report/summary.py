@@ -156,6 +156,7 @@ def _evaluation(evaluation: Evaluation) -> Summary:
                 found[f"{at}/{key}_tokens"] = value
         found[f"{at}/ended"] = evaluation.ended.get(model)
         found[f"{at}/reward"] = evaluation.reward_model.get(model)
+        found[f"{at}/rules"] = evaluation.rules.get(model)
         found |= {f"{at}/check/{check}": rates.get(model) for check, rates in evaluation.checks.items()}
     return found
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 
-from trimtab.report.read import Evaluation, HeadToHead, Interval, Judge, RunRecord, StageRecord
+from trimtab.report.read import Evaluation, HeadToHead, Interval, Judge, Row, RunRecord, StageRecord
 from trimtab.report.reading import Reading, curve, percent, short
 
 STAGE_WORDS: Mapping[str, str] = {
@@ -100,6 +100,17 @@ def reward_verdict(match: HeadToHead) -> str:
     )
 
 
+def rules_verdict(match: HeadToHead, rules: Row) -> str:
+    """Say what the rules find: they are what was asked for, not an opinion of it."""
+    mine, theirs = rules.get(match.a, nan), rules.get(match.b, nan)
+    decided = "" if match.rate.verdict else ", which decides nothing"
+    return (
+        f"By the rules an answer of {match.a} gets {short(mine)} on average, one of {match.b} {short(theirs)}; "
+        f"{match.a} gets more on {percent(match.rate.mean)} of {match.rate.n} prompts, ties counted half "
+        f"({bounds(match.rate)}){decided}."
+    )
+
+
 def matched_note(match: HeadToHead) -> str | None:
     """Say what is left of a verdict among answers of about equal length."""
     matched = match.length_matched
@@ -178,9 +189,13 @@ def result_sentences(run: RunRecord) -> list[str]:
     if run.evaluation is None or not (role.final and role.rival):
         return ["No models were compared, so the run does not show whether the answers got better."]
     match = run.evaluation.versus(role.final, role.rival)
-    scored = run.evaluation.versus(role.final, role.rival, by_reward=True)
+    scored = run.evaluation.versus(role.final, role.rival, by="by_reward")
+    checked = run.evaluation.versus(role.final, role.rival, by="by_rules")
+    ruled = [] if checked is None else [rules_verdict(checked, run.evaluation.rules)]
     if match is None and scored is not None:
-        return [reward_verdict(scored), *filter(None, [matched_note(scored)])]
+        return [*ruled, reward_verdict(scored), *filter(None, [matched_note(scored)])]
+    if match is None and ruled:
+        return ruled
     if match is None:
         said = [f"{role.final} was not compared with {role.rival}, the model it started from."]
     else:
@@ -189,7 +204,7 @@ def result_sentences(run: RunRecord) -> list[str]:
     if coin := coin_note(run.evaluation.judge):
         said.insert(0, coin)
     note = base_note(role, run.evaluation)
-    return [*said, note] if note else said
+    return [*ruled, *said, note] if note else [*ruled, *said]
 
 
 def training_sentences(run: RunRecord) -> list[str]:

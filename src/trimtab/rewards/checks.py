@@ -26,7 +26,7 @@ MIN_LABELS = 3
 Check = Callable[[str, Finish | None], bool]
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_BREAK = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+|\s*\n\s*")
+_BREAK = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+")
 _END = re.compile(r"[.!?…][\"'”’)\]*_]*$")
 
 _OPENER = re.compile(
@@ -105,7 +105,7 @@ def sentences(text: str) -> list[str]:
 
     Abbreviations ("T. rex") split too. A text without words gives one sentence: itself, stripped.
     """
-    parts = [part.strip() for part in _BREAK.split(text)]
+    parts = [part.strip() for line in text.split("\n") for part in _BREAK.split(line)]
     return [part for part in parts if part] or [text.strip()]
 
 

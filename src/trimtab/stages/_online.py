@@ -1,102 +1,46 @@
-"""The task of an online method: rollouts, and the updates they give.
+"""Learning by advantage: rollouts, and the updates they give. PPO and its relatives.
 
-Shapes: B answers of the step, T the longest of them.
+Shapes: B answers of the step that are learned from, T the longest of them.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from trimtab.losses.policy._terms import PolicyTerms
 from trimtab.losses.value import clipped_value
 from trimtab.model.roles import Roles
-from trimtab.registry import ADVANTAGES, POLICY_LOSSES
+from trimtab.registry import ADVANTAGES, POLICY_LOSSES, Entry
 from trimtab.seeds import derive
 from trimtab.stages._methods import Method
-from trimtab.stages._rollout import Micro, Roller, Rollout, critic_values
+from trimtab.stages._online_settings import KL, Clip, Critic
+from trimtab.stages._rollout import Micro, Minibatch, Rollout, Sample, critic_values
+from trimtab.stages._rounds import Rounds
 from trimtab.stages._texts import Texts, Work
 from trimtab.tensors.aggregate import Totals, aggregate
 from trimtab.tensors.kl import kl_estimate
-from trimtab.tensors.masked import correlation, explained_variance, masked_mean, whiten
-from trimtab.tensors.shaping import EosShaping, eos_shaping, leave_one_out, reward_to_go, token_rewards
-from trimtab.train.control import AdaptiveKL, FixedKL, KLControl, RewardNormaliser
+from trimtab.tensors.masked import explained_variance, masked_mean, whiten
+from trimtab.tensors.shaping import leave_one_out, reward_to_go, token_rewards
+from trimtab.train.control import AdaptiveKL, FixedKL, KLControl
 from trimtab.train.least_squares import LeastSquares
-from trimtab.train.loop import Update, batch_at, epoch_order
+from trimtab.train.loop import Update, epoch_order
 from trimtab.train.run import Means, Run, invariant
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KL:
-    """KL to the reference: ``beta`` per nat, adapted towards ``target`` nats an answer if one is given.
-
-    In the reward or in the loss, as the method has it; the same ``beta`` is not the same strength in both places.
-    """
-
-    beta: float = 0.05
-    target: float | None = None
-    horizon: int = 10000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shaping:
-    """What happens to a score before it becomes a reward.
-
-    ``normalise``: running standardisation. ``clip``: bounds on its result. ``eos``: after that, an answer that the cap
-    cut scores ``-penalty`` (replace) or loses ``penalty`` (subtract).
-    """
-
-    eos: EosShaping = "replace"
-    penalty: Annotated[float, Field(ge=0)] = 1.0
-    normalise: Literal["none", "std", "mean_std"] = "none"
-    clip: float | None = 5.0
-    whiten: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
-    """PPO's bounds: on the ratio, on the value's move, and the dual clip for bad answers (off when ``None``).
-
-    ``importance`` caps the weight pi_trainer / pi_sampler of a token, which makes good what the sampler's kernels or
-    its precision did otherwise (truncated importance sampling); ``None``: no weight.
-    """
-
-    low: float = 0.2
-    high: float = 0.2
-    value: float | None = 0.2
-    dual: float | None = None
-    importance: float | None = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Critic:
-    """How the critic learns, and from where it starts.
-
-    ``gradient`` trains an adapter of its own and a head by descent on the (clipped) squared error. ``ridge`` reads the
-    frozen ``start`` adapter's hidden states and the mean return of the prompt's other answers, and solves for their
-    weights in closed form after every step, older steps fading by ``decay`` (it needs two steps before it says more
-    than the mean). ``start``: the adapter is the policy's or the reward model's at first; a head starts at zero. The
-    first ``warmup`` steps teach the critic alone.
-    """
-
-    fit: Literal["gradient", "ridge"] = "gradient"
-    start: Literal["policy", "reward"] = "policy"
-    warmup: Annotated[int, Field(ge=0)] = 4
-    lr: float = 3e-4
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.95
 
 
 @dataclass(slots=True, kw_only=True)
 class _Signal:
     """What a rollout teaches: advantages and value targets, with what the losses compare to."""
 
+    sample: Sample
     rollout: Rollout
+    mask: Tensor  # (B, T) the tokens that are learned from
     advantages: Tensor  # (B, T)
     targets: Tensor  # (B, T)
     returns: Tensor  # (B, T) Monte Carlo, of the shaped rewards
@@ -108,20 +52,17 @@ class Online:
     """Rollouts and the updates they give: the ``fit`` loop's task."""
 
     def __init__(
-        self, run: Run, roles: Roles, roller: Roller, method: Method, *, num_prompts: int, batch: int, epochs: int,
-        kl: KL, clip: Clip, shaping: Shaping, critic: Critic, gamma: float, lam: float,
-        ptx: Texts | None = None,
+        self, run: Run, roles: Roles, rounds: Rounds, method: Method, *, epochs: int, kl: KL, clip: Clip,
+        critic: Critic, gamma: float, lam: float, ptx: Texts | None = None,
     ) -> None:  # fmt: skip
-        self.run, self.roles, self.roller, self.method = run, roles, roller, method
-        self.num_prompts, self.batch, self.epochs = num_prompts, batch, epochs
-        self.clip, self.shaping, self.gamma, self.lam = clip, shaping, gamma, lam
+        self.run, self.roles, self.rounds, self.method = run, roles, rounds, method
+        self.roller = rounds.roller
+        self.epochs, self.clip, self.credit, self.gamma, self.lam = epochs, clip, kl.credit, gamma, lam
         self.warmup = critic.warmup if method.critic else 0
         self.kl: KLControl = (
             FixedKL(kl.beta) if kl.target is None else AdaptiveKL(kl.beta, target=kl.target, horizon=kl.horizon)
         )
-        self.normaliser = RewardNormaliser(kind=shaping.normalise, clip=shaping.clip)
-        self.advantage = ADVANTAGES[method.advantage]
-        self.loss = POLICY_LOSSES[method.loss].function
+        self.advantage, self.loss = ADVANTAGES[method.advantage], POLICY_LOSSES[method.loss]
         self.ridge: LeastSquares | None = None
         if roles.critic is not None and critic.fit == "ridge":
             self.ridge = LeastSquares(roles.critic.trunk.hidden_size + 1, decay=critic.decay, light=1)
@@ -130,20 +71,29 @@ class Online:
     def state(self) -> dict[str, Any]:
         """The controller's and the normaliser's numbers, and the ridge critic's sums."""
         ridge = {} if self.ridge is None else self.ridge.state()
-        return {"kl": self.kl.state(), "normaliser": self.normaliser.state(), "ridge": ridge}
+        return {"kl": self.kl.state(), "ridge": ridge, **self.rounds.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put them back."""
         self.kl.load(state["kl"])
-        self.normaliser.load(state["normaliser"])
+        self.rounds.load(state)
         if self.ridge is not None:
             self.ridge.load(state["ridge"])
 
     def updates(self, step: int, log: Means) -> Iterator[Update[Work]]:
         """One round: roll out, shape, then epochs x minibatches."""
-        chosen = batch_at(step, self.num_prompts, self.batch, self.run.seed)
-        rollout = self.roller.roll(step, chosen)
-        signal = self._shape(rollout, log)
+        sample = self.rounds.sample(step, log, late=not self._may_skip())
+        if not sample.prompts:  # no prompt whose answers differ
+            return
+        scores = None if sample.scores is None else self.rounds.shape(sample, sample.scores)
+        keep = None if scores is None else self._teaching(sample, scores, log)
+        rollout = self.roller.read(sample, keep)
+        if scores is None:
+            scores = self.rounds.shape(sample, rollout.scores)
+        if not len(rollout.rows):
+            self.rounds.log(step, sample, rollout.scores if sample.scores is None else sample.scores, rollout, log)
+            return
+        signal = self._shape(step, sample, rollout, scores, log)
         if step == 0:
             self._check_start(rollout)
         learners = {"actor": step >= self.warmup, "critic": self.roles.critic is not None and self.ridge is None}
@@ -152,18 +102,38 @@ class Online:
             order = epoch_order(len(rollout.minibatches), derive(self.run.seed, "minibatches", step), epoch)
             for place, index in enumerate(order):
                 number = (step * self.epochs + epoch) * len(order) + place
-                yield self._update(signal, rollout.minibatches[index], groups, number, first=epoch == 0 == place)
+                minibatch = rollout.minibatches[index]
+                if minibatch.micros:
+                    yield self._update(signal, minibatch, groups, number, first=epoch == 0 == place)
         if step >= self.warmup:  # before, the policy could not move
-            self.kl.update(signal.kl, len(rollout.scores))
+            self.kl.update(signal.kl, len(rollout.rows))
+
+    def _may_skip(self) -> bool:
+        """Answers that are all worth the same teach nothing: nothing but their scores decides."""
+        return self.method.relative and not self.method.whiten and isinstance(self.kl, FixedKL) and self.kl.beta == 0
+
+    def _teaching(self, sample: Sample, scores: Tensor, log: Means) -> Collection[int] | None:
+        """The prompts that teach something; the others need not be read, but count in the means (``None``: all do)."""
+        if not self._may_skip():
+            return None
+        even = scores.view(len(sample.prompts), -1)
+        teaching = (even.amax(1) > even.amin(1)).nonzero()[:, 0].tolist()
+        log.add({"rollout/skipped": 1 - len(teaching) / len(sample.prompts)})
+        return set(teaching)
 
     def _update(
-        self, signal: _Signal, micros: Sequence[Micro], groups: tuple[str, ...], number: int, *, first: bool
+        self, signal: _Signal, minibatch: Minibatch, groups: tuple[str, ...], number: int, *, first: bool
     ) -> Update[Work]:
         """One change of the weights: actor and critic over a minibatch, and the pretraining mix."""
-        rows = slice(micros[0].rows.start, micros[-1].rows.stop)
-        totals = Totals(tokens=float(signal.rollout.mask[rows].sum()), sequences=float(rows.stop - rows.start))
+        sample, rows = signal.sample, minibatch.answers
+        counted = self.rounds.counts(sample)[rows]
+        totals = Totals(
+            tokens=float(sample.lengths[rows][counted].sum()),
+            sequences=float(counted.sum()),
+            length=float(self.roller.sampling.max_tokens),
+        )
         work: list[Work] = []
-        for micro in micros:
+        for micro in minibatch.micros:
             if "actor" in groups:
                 work.append(partial(self._actor, signal, micro, totals, first))
             if "critic" in groups:
@@ -172,38 +142,25 @@ class Online:
             work += self.ptx.work(number)  # PPO-ptx
         return Update(micros=work, accumulate=lambda call: call(), groups=groups)
 
-    def _shape(self, rollout: Rollout, log: Means) -> _Signal:
+    def _shape(self, step: int, sample: Sample, rollout: Rollout, scores: Tensor, log: Means) -> _Signal:
         """Scores -> rewards per token -> advantages and value targets; logs the rollout."""
-        mask = rollout.mask
-        self.normaliser.update(rollout.scores)
-        scores = self.normaliser.normalise(rollout.scores)
-        scores = eos_shaping(scores, rollout.ended, mode=self.shaping.eos, penalty=self.shaping.penalty)
+        whole = rollout.scores if sample.scores is None else sample.scores
+        kl = self.rounds.log(step, sample, whole, rollout, log)
+        mask, own = rollout.mask, scores[rollout.rows]
         beta = self.kl.beta if self.method.kl_loss is None else 0.0
-        rewards = token_rewards(scores, rollout.logps, rollout.ref_logps, mask, beta=beta)  # (B, T)
-        if self.shaping.whiten:
+        rewards = token_rewards(own, rollout.logps, rollout.ref_logps, mask, beta=beta)  # (B, T)
+        if self.rounds.shaping.whiten:
             rewards = whiten(rewards, mask, shift_mean=False)
         returns = reward_to_go(rewards, mask, gamma=self.gamma)
         values = rollout.values if self.ridge is None else self._ridge_values(self.ridge, rollout, rewards, returns)
-        found = self._advantages(rewards, values, rollout)
+        found = self._advantages(rewards, values, own, sample, rollout)
         advantages, targets = found if isinstance(found, tuple) else (found, returns)
         weights = torch.ones_like(rollout.logps)
         if self.clip.importance is not None and self._whole():
             weights = (rollout.logps - rollout.sampled_logps).clamp(-20, 20).exp().clamp_max(self.clip.importance)
-        kl = ((rollout.logps - rollout.ref_logps) * mask).sum(-1)  # (B,)
-        gap = (rollout.logps - rollout.sampled_logps)[mask].abs()
-        log.add(
-            {
-                "rollout/score": rollout.scores,
-                "rollout/reward": rewards.sum(-1),
-                "rollout/kl": kl,
-                "rollout/entropy": rollout.entropy[mask],
-                "rollout/length": rollout.lengths,
-                "rollout/ended": rollout.ended.float(),
-                "rollout/score_length_correlation": correlation(rollout.scores, rollout.lengths),
-                "train/beta": self.kl.beta,
-            }
-        )
+        log.add({"rollout/reward": rewards.sum(-1), "train/beta": self.kl.beta})
         if self._whole():
+            gap = (rollout.logps - rollout.sampled_logps)[mask].abs()
             log.add(
                 {"rollout/logp_gap": gap, "rollout/logp_gap_max": gap.max(), "rollout/importance_weight": weights[mask]}
             )
@@ -219,9 +176,10 @@ class Online:
             )
         if self.method.whiten:
             advantages = whiten(advantages, mask)
+        counted = self.rounds.counts(sample).to(mask.device)[rollout.rows]
         return _Signal(
-            rollout=rollout, advantages=advantages, targets=targets, returns=returns, kl=float(kl.mean()),
-            weights=weights,
+            sample=sample, rollout=rollout, mask=mask & counted[:, None], advantages=advantages, targets=targets,
+            returns=returns, kl=float(kl.mean()), weights=weights,
         )  # fmt: skip
 
     def _ridge_values(self, ridge: LeastSquares, rollout: Rollout, rewards: Tensor, returns: Tensor) -> Tensor:
@@ -237,16 +195,24 @@ class Online:
         ridge.add(features, returns[rollout.mask])
         return torch.zeros_like(rewards).masked_scatter(rollout.mask, flat.to(rewards.dtype))
 
-    def _advantages(self, rewards: Tensor, values: Tensor | None, rollout: Rollout) -> Tensor | tuple[Tensor, Tensor]:
+    def _advantages(
+        self, rewards: Tensor, values: Tensor | None, scores: Tensor, sample: Sample, rollout: Rollout
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Call the estimator with what it names: a column of the rollout, or one of the stage's settings."""
-        given = {"rewards": rewards, "values": values, "mask": rollout.mask, "group": rollout.group}
-        settings = {"gamma": self.gamma, "lam": self.lam}
-        names = inspect.signature(self.advantage.function).parameters
-        found: Tensor | tuple[Tensor, Tensor] = self.advantage.function(
-            *(given[name] for name in names if name not in self.advantage.options),
-            **{name: settings[name] for name in self.advantage.options if name in settings},
-        )
+        columns = {
+            "rewards": rewards, "values": values, "mask": rollout.mask, "group": rollout.group, "scores": scores,
+            "baseline": self._greedy(sample, rollout),
+        }  # fmt: skip
+        settings = {"gamma": self.gamma, "lam": self.lam, "kl_credit": self.credit, **self.method.fixed}
+        found: Tensor | tuple[Tensor, Tensor] = _call(self.advantage, columns, settings)
         return found
+
+    def _greedy(self, sample: Sample, rollout: Rollout) -> Tensor | None:
+        """What the greedy answer to each answer's prompt is worth, by the same scale, (B,)."""
+        if sample.greedy is None:
+            return None
+        assert sample.greedy.scores is not None
+        return self.rounds.shaped(sample.greedy, sample.greedy.scores)[rollout.group]
 
     def _whole(self) -> bool:
         """Sampler and trainer speak of the same distribution: nothing was cut from it."""
@@ -271,20 +237,21 @@ class Online:
     def _actor(self, signal: _Signal, micro: Micro, totals: Totals, first: bool) -> dict[str, Tensor | float]:
         """The policy's forward and backward."""
         actor, rollout, rows = self.roles.actor, signal.rollout, micro.rows
-        mask = rollout.mask[rows]
+        mask = signal.mask[rows]
         with actor.trunk.using(actor.adapter):
             flat, _ = actor.trunk.logps(micro.batch, temperature=self.roller.sampling.temperature)
             logps = micro.table(flat, rollout.width)
-            terms = self.loss(
-                logps, rollout.logps[rows], signal.advantages[rows],
-                clip_low=self.clip.low, clip_high=self.clip.high, dual_clip=self.clip.dual,
-            )  # fmt: skip
+            columns = {
+                "logps": logps, "old_logps": rollout.logps[rows], "advantages": signal.advantages[rows], "mask": mask
+            }  # fmt: skip
+            settings = {"clip_low": self.clip.low, "clip_high": self.clip.high, "dual_clip": self.clip.dual}
+            terms: PolicyTerms = _call(self.loss, columns, settings)
             losses = terms.loss * signal.weights[rows]
             if self.method.kl_loss is not None:
                 losses = losses + self.kl.beta * kl_estimate(logps, rollout.ref_logps[rows], self.method.kl_loss)
             aggregate(losses, mask, self.method.aggregation, totals).sum().backward()
         if first:
-            off = float((terms.ratio - 1)[mask].abs().max())
+            off = float((terms.ratio - 1)[mask].abs().amax()) if mask.any() else 0.0
             invariant(  # to the bit on a CPU; a GPU's kernels may sum in another order each time
                 off <= (0.0 if logps.is_cpu else 1e-2),
                 f"the first update's ratio is off by {off:.3g}: old log-probabilities are not the actor's",
@@ -301,10 +268,19 @@ class Online:
         rollout, rows = signal.rollout, micro.rows
         assert self.roles.critic is not None
         assert rollout.values is not None
-        mask, old = rollout.mask[rows], rollout.values[rows]
+        mask, old = signal.mask[rows], rollout.values[rows]
         values = micro.table(critic_values(self.roles.critic, micro.batch), rollout.width)
         losses = clipped_value(values, old, signal.targets[rows], clip=self.clip.value)
         aggregate(losses, mask, "token-mean", totals).sum().backward()
         moved = (values.detach() - old).abs()[mask]
         clipped = moved > self.clip.value if self.clip.value is not None else torch.zeros_like(moved)
         return {"value/loss": losses.detach()[mask], "value/clip_fraction": clipped.float()}
+
+
+def _call(entry: Entry, columns: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    """Call a method's file with what it names: columns by place, and those of the settings that it has options for."""
+    names = inspect.signature(entry.function).parameters
+    return entry.function(
+        *(columns[name] for name in names if name not in entry.options),
+        **{name: settings[name] for name in entry.options if name in settings},
+    )

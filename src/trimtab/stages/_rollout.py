@@ -1,13 +1,14 @@
 """Rollouts: sample answers, score them, and lay out everything a policy update reads.
 
-Shapes: B answers of the whole step, T the longest of them. Micro-batches are cut once and used for every pass (old
-log-probabilities, reference, values, score, training), so the first update's ratio is 1 to the last bit.
+Shapes: B answers of the whole step, T the longest of them, G its prompts. Micro-batches are cut once and used for every
+pass (old log-probabilities, reference, values, score, training), so the first update's ratio is 1 to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from trimtab.model.roles import Role, Roles
 from trimtab.model.sampler import Sampled, Sampler, Sampling
 from trimtab.records.types import Answer, Group
 from trimtab.rewards.reward_model import RewardModel
+from trimtab.rewards.rule_scorer import RuleScorer
 from trimtab.rewards.scorer import Scorer
 from trimtab.seeds import derive
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
@@ -36,11 +38,76 @@ class Micro:
         return torch.nn.functional.pad(narrow, (0, width - narrow.shape[1]))
 
 
+@dataclass(frozen=True, slots=True)
+class Minibatch:
+    """What one update learns from, and the places in the sample of all its answers, also of those passed over."""
+
+    micros: tuple[Micro, ...]
+    answers: slice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The answers of a step, and what they are worth. Prompts are numbered as they stand here."""
+
+    prompts: tuple[int, ...]  # G, places in the data
+    answers: tuple[tuple[Sampled, ...], ...]  # G x k
+    items: tuple[TokenGroup, ...]  # G
+    scores: Tensor | None = None  # (B,); none: they are read in the critic's pass
+    parts: Mapping[str, Tensor] = field(default_factory=dict)  # (B,) by rule
+    greedy: Sample | None = None  # one greedy answer to each prompt
+
+    @cached_property
+    def flat(self) -> list[Sampled]:
+        """The answers one after the other, B."""
+        return [answer for own in self.answers for answer in own]
+
+    @property
+    def ended(self) -> Tensor:
+        """Which answers were ended by the policy, (B,) bool."""
+        return torch.tensor([answer.finish == "stop" for answer in self.flat])
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens, (B,)."""
+        return torch.tensor([float(len(answer.tokens)) for answer in self.flat])
+
+    @property
+    def group(self) -> Tensor:
+        """Which prompt an answer belongs to, (B,)."""
+        return torch.tensor([g for g, own in enumerate(self.answers) for _ in own])
+
+    def only(self, keep: Sequence[int]) -> Sample:
+        """These prompts alone, in this order."""
+        rows = torch.cat([(self.group == g).nonzero()[:, 0] for g in keep]) if keep else torch.zeros(0).long()
+        return Sample(
+            prompts=tuple(self.prompts[g] for g in keep),
+            answers=tuple(self.answers[g] for g in keep),
+            items=tuple(self.items[g] for g in keep),
+            scores=None if self.scores is None else self.scores[rows],
+            parts={name: part[rows] for name, part in self.parts.items()},
+            greedy=None if self.greedy is None else self.greedy.only(keep),
+        )
+
+    def beside(self, other: Sample) -> Sample:
+        """This one's prompts, then the other's."""
+        assert self.scores is not None
+        assert other.scores is not None
+        return Sample(
+            prompts=self.prompts + other.prompts,
+            answers=self.answers + other.answers,
+            items=self.items + other.items,
+            scores=torch.cat([self.scores, other.scores]),
+            parts={name: torch.cat([part, other.parts[name]]) for name, part in self.parts.items()},
+            greedy=None if self.greedy is None or other.greedy is None else self.greedy.beside(other.greedy),
+        )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """Everything about one step's answers, as constants."""
+    """Everything that the models say of a sample, as constants; B and T are those of the answers learned from."""
 
-    minibatches: tuple[tuple[Micro, ...], ...]
+    minibatches: tuple[Minibatch, ...]
     mask: Tensor  # (B, T) bool
     logps: Tensor  # (B, T) actor, by the trainer
     ref_logps: Tensor  # (B, T)
@@ -48,10 +115,9 @@ class Rollout:
     entropy: Tensor  # (B, T)
     values: Tensor | None  # (B, T)
     features: Tensor | None  # (N, H) the critic's hidden states before each answer token, in the order of the mask
-    group: Tensor  # (B,) which prompt of the step
+    rows: Tensor  # (B,) places in the sample
+    group: Tensor  # (B,) which prompt of the sample
     scores: Tensor  # (B,)
-    ended: Tensor  # (B,) bool
-    lengths: Tensor  # (B,) tokens
 
     @property
     def width(self) -> int:
@@ -60,43 +126,56 @@ class Rollout:
 
 
 class Roller:
-    """Makes rollouts: the prompts, the sampler, the models that read the answers."""
+    """Makes rollouts: the prompts, the sampler, the models that read the answers.
+
+    The score of an answer is ``weight`` times the reward model's, plus what the rules give.
+    """
 
     def __init__(
-        self, roles: Roles, sampler: Sampler, reward: Scorer, groups: Sequence[Group],
+        self, roles: Roles, sampler: Sampler, reward: Scorer | None, groups: Sequence[Group],
         tokens: Sequence[TokenGroup], *, k: int, sampling: Sampling, minibatches: int, micro_tokens: int, seed: int,
+        rules: RuleScorer | None = None, weight: float = 1.0, greedy: bool = False,
     ) -> None:  # fmt: skip
-        self.roles, self.sampler, self.reward = roles, sampler, reward
+        self.roles, self.sampler, self.reward, self.rules, self.weight = roles, sampler, reward, rules, weight
         self.groups, self.tokens = groups, tokens
-        self.k, self.sampling, self.minibatches = k, sampling, minibatches
+        self.k, self.sampling, self.minibatches, self.greedy = k, sampling, minibatches, greedy
         self.micro_tokens, self.seed = micro_tokens, seed
-        # One tokenizer: the scorer reads the very tokens that were sampled. Another: it reads their text.
-        self._same_tokens = reward.reads(roles.actor.trunk)
+        self._shared = self._on_the_critic()
 
     @torch.no_grad()
-    def roll(self, step: int, chosen: Sequence[int], progress: Callable[[int], None] | None = None) -> Rollout:
-        """Sample ``k`` answers for each chosen prompt and pass them through every model."""
-        prompts = [self.tokens[i].prompt for i in chosen]
-        seed = derive(self.seed, "rollout", step)
-        answers = self.sampler.sample(prompts, k=self.k, sampling=self.sampling, seed=seed, progress=progress)
-        items = [
-            TokenGroup(prompt=prompt, answers=tuple(a.tokens for a in own))
-            for prompt, own in zip(prompts, answers, strict=True)
-        ]
-        release_memory()  # the sampler's merged weights and cache, before the largest batches of the step
-        minibatches = self._cut(items)
-        micros = [micro for minibatch in minibatches for micro in minibatch]
-        flat = [a for own in answers for a in own]
-        width = max(len(a.tokens) for a in flat)
-        actor, temperature = self.roles.actor, self.sampling.temperature
+    def sample(self, step: int, chosen: Sequence[int], *, late: bool = True, again: int = 0) -> Sample:
+        """Sample ``k`` answers for each chosen prompt and score them.
 
-        critic = self.roles.critic
-        shared = self._on_the_critic()
+        ``late``: leave the scores to ``read`` where the critic's pass gives them for nothing. ``again`` tells further
+        samples of one step apart.
+        """
+        prompts = [self.tokens[i].prompt for i in chosen]
+        seed = derive(self.seed, "rollout", step) if not again else derive(self.seed, "rollout", step, again)
+        answers = self.sampler.sample(prompts, k=self.k, sampling=self.sampling, seed=seed)
+        greedy = None
+        if self.greedy:
+            greedy = self.sampler.sample(prompts, k=1, sampling=replace(self.sampling, temperature=0.0), seed=seed)
+        release_memory()  # the sampler's merged weights and cache, before the largest batches of the step
+        found = self._as_sample(chosen, answers)
+        if self._shared is None or self.rules is not None or not late:
+            found = self._scored(found)
+        return found if greedy is None else replace(found, greedy=self._scored(self._as_sample(chosen, greedy)))
+
+    @torch.no_grad()
+    def read(self, sample: Sample, keep: Collection[int] | None = None) -> Rollout:
+        """Pass the answers through every model; ``keep`` names the prompts that are learned from (all)."""
+        minibatches = self._cut(sample, keep)
+        micros = [micro for minibatch in minibatches for micro in minibatch.micros]
+        kept = [g for g in range(len(sample.prompts)) if keep is None or g in keep]
+        rows = (torch.isin(sample.group, torch.tensor(kept, dtype=torch.long))).nonzero()[:, 0]
+        flat = [sample.flat[i] for i in rows.tolist()]
+        width = max((len(a.tokens) for a in flat), default=0)
+        temperature = self.sampling.temperature
+        critic, actor, reference = self.roles.critic, self.roles.actor, self.roles.reference
         logps, entropy, ref_logps, values, features, scores = [], [], [], [], [], []
         for micro in micros:
             with actor.trunk.using(actor.adapter):
                 lp, h = actor.trunk.logps(micro.batch, temperature=temperature)
-            reference = self.roles.reference
             with reference.trunk.using(reference.adapter):
                 ref, _ = reference.trunk.logps(micro.batch, temperature=temperature)
             logps.append(micro.table(lp, width))
@@ -108,78 +187,108 @@ class Roller:
                 features.append(hidden[micro.batch.predictor])
                 if critic.head is not None:
                     values.append(micro.table(critic.head(features[-1]), width))
-                if shared is not None:
-                    scores.append(shared.head(hidden[micro.batch.last]))
-            if self._same_tokens and shared is None:
-                scores.append(self.reward.score_batch(micro.batch))
-        if not self._same_tokens:
-            scores.append(self._score_text(chosen, answers))
-        found = torch.cat(scores)
-        self._check(found, chosen, answers)
+                if self._shared is not None and sample.scores is None:
+                    scores.append(self._shared.head(hidden[micro.batch.last]))
+        device = actor.trunk.device
         mask = torch.zeros(len(flat), width, dtype=torch.bool)
         sampled = torch.zeros(len(flat), width)
         for i, answer in enumerate(flat):
             mask[i, : len(answer.tokens)] = True
             sampled[i, : len(answer.tokens)] = torch.tensor(answer.logps)
+        if sample.scores is None:
+            found = self._checked(sample, torch.cat(scores))
+        else:
+            found = sample.scores[rows.to(sample.scores.device)]
+        empty = torch.zeros(0, 0, device=device)
         return Rollout(
             minibatches=minibatches,
-            mask=mask.to(found.device),
-            logps=torch.cat(logps),
-            ref_logps=torch.cat(ref_logps),
-            sampled_logps=sampled.to(found.device),
-            entropy=torch.cat(entropy),
+            mask=mask.to(device),
+            logps=torch.cat(logps) if logps else empty,
+            ref_logps=torch.cat(ref_logps) if logps else empty,
+            sampled_logps=sampled.to(device),
+            entropy=torch.cat(entropy) if logps else empty,
             values=torch.cat(values) if values else None,
             features=torch.cat(features) if features else None,
-            group=torch.arange(len(items), device=found.device).repeat_interleave(self.k),
+            rows=rows.to(device),
+            group=sample.group[rows].to(device),
             scores=found,
-            ended=torch.tensor([a.finish == "stop" for a in flat], device=found.device),
-            lengths=torch.tensor([float(len(a.tokens)) for a in flat], device=found.device),
         )
 
     def _on_the_critic(self) -> RewardModel | None:
         """The reward model, when its scores can be read from the hidden states that the critic reads."""
         critic, reward = self.roles.critic, self.reward
-        if critic is None or not isinstance(reward, RewardModel) or not self._same_tokens:
+        if critic is None or not isinstance(reward, RewardModel) or not reward.reads(self.roles.actor.trunk):
             return None
         return reward if reward.is_on(critic.trunk, critic.adapter) else None
 
-    def _cut(self, items: Sequence[TokenGroup]) -> tuple[tuple[Micro, ...], ...]:
-        """Minibatches of whole Groups, each cut into micro-batches."""
-        share = -(-len(items) // self.minibatches)
-        out: list[tuple[Micro, ...]] = []
-        row = 0
-        for begin in range(0, len(items), share):
-            part = items[begin : begin + share]
+    def _as_sample(self, chosen: Sequence[int], answers: Sequence[Sequence[Sampled]]) -> Sample:
+        items = (
+            TokenGroup(prompt=self.tokens[i].prompt, answers=tuple(a.tokens for a in own))
+            for i, own in zip(chosen, answers, strict=True)
+        )
+        return Sample(prompts=tuple(chosen), answers=tuple(map(tuple, answers)), items=tuple(items))
+
+    def _cut(self, sample: Sample, keep: Collection[int] | None = None) -> tuple[Minibatch, ...]:
+        """Minibatches of whole Groups, each cut into micro-batches; those that are not kept only count."""
+        share = -(-len(sample.items) // self.minibatches)
+        out: list[Minibatch] = []
+        row = first = 0
+        for begin in range(0, len(sample.items), share):
+            part = sample.items[begin : begin + share]
+            kept = [item for g, item in enumerate(part, begin) if keep is None or g in keep]
             micros: list[Micro] = []
-            for cut in split_by_tokens(part, self.micro_tokens):
-                batch = pack([part[i] for i in cut]).to(self.roles.actor.trunk.device)
+            for cut in split_by_tokens(kept, self.micro_tokens):
+                batch = pack([kept[i] for i in cut]).to(self.roles.actor.trunk.device)
                 micros.append(Micro(batch, slice(row, row + batch.num_answers)))
                 row += batch.num_answers
-            out.append(tuple(micros))
+            last = first + sum(len(item.answers) for item in part)
+            out.append(Minibatch(tuple(micros), slice(first, last)))
+            first = last
         return tuple(out)
 
-    def as_groups(self, chosen: Sequence[int], answers: Sequence[Sequence[Sampled]]) -> list[Group]:
+    def as_groups(self, sample: Sample) -> list[Group]:
         """The sampled answers as records."""
         chat = self.roles.actor.trunk.chat
         return [
             self.groups[i].with_answers(
                 tuple(Answer(text=chat.decode(a.tokens), finish=a.finish, logprob=sum(a.logps)) for a in own)
             )
-            for i, own in zip(chosen, answers, strict=True)
+            for i, own in zip(sample.prompts, sample.answers, strict=True)
         ]
 
-    def _score_text(self, chosen: Sequence[int], answers: Sequence[Sequence[Sampled]]) -> Tensor:
-        rows = self.reward.score(self.as_groups(chosen, answers))
-        return torch.tensor([score for row in rows for score in row], device=self.roles.actor.trunk.device)
+    @torch.no_grad()
+    def score_by(self, scorer: Scorer, sample: Sample) -> Tensor:
+        """A scorer's numbers (B,): of the very tokens that were sampled, or where it has another tokenizer, of text."""
+        if scorer.reads(self.roles.actor.trunk):
+            micros = [micro for minibatch in self._cut(sample) for micro in minibatch.micros]
+            return self._checked(sample, torch.cat([scorer.score_batch(micro.batch) for micro in micros]))
+        rows = scorer.score(self.as_groups(sample))
+        found = torch.tensor([score for row in rows for score in row], device=self.roles.actor.trunk.device)
+        return self._checked(sample, found)
 
-    def _check(self, scores: Tensor, chosen: Sequence[int], answers: Sequence[Sequence[Sampled]]) -> None:
+    def _scored(self, sample: Sample) -> Sample:
+        """The same with the score of every answer (B,), and what each rule gave it."""
+        device = self.roles.actor.trunk.device
+        total = torch.zeros(len(sample.flat), device=device)
+        if self.reward is not None:
+            total = self.score_by(self.reward, sample) * self.weight
+        parts: dict[str, Tensor] = {}
+        if self.rules is not None:
+            for name, rows in self.rules.parts(self.as_groups(sample)).items():
+                parts[name] = torch.tensor([score for row in rows for score in row], device=device)
+                total = total + self.rules.weights[name] * parts[name]
+        return replace(sample, scores=total, parts=parts)
+
+    def _checked(self, sample: Sample, scores: Tensor) -> Tensor:
         bad = (~scores.isfinite()).nonzero()
         if len(bad):
-            group = self.as_groups(chosen, answers)[int(bad[0]) // self.k]
-            answer = group.answers[int(bad[0]) % self.k]
+            groups = self.as_groups(sample)
+            group = groups[int(sample.group[int(bad[0])])]
+            answer = [a for g in groups for a in g.answers][int(bad[0])]
             raise RewardError(
                 f"the reward of an answer to {group.id!r} is not a finite number; the answer: {answer.text!r}"
             )
+        return scores
 
 
 def critic_values(critic: Role, batch: TreeBatch) -> Tensor:

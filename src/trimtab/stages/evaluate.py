@@ -25,7 +25,8 @@ from trimtab.records.types import Answer, Group, Message, spread
 from trimtab.rewards.checks import CHECKS
 from trimtab.rewards.encoder import encoder, remembered
 from trimtab.rewards.encoder_judge import EncoderJudge
-from trimtab.rewards.scorer import open_scorer
+from trimtab.rewards.rule_scorer import RuleScorer
+from trimtab.rewards.scorer import Scorer, open_scorer
 from trimtab.seeds import derive
 from trimtab.stages import Result
 from trimtab.stats.sequential import always_valid
@@ -49,6 +50,7 @@ def evaluate(
     judge_heldout: DataRef | None = None,
     encoder_model: ModelRef = ENCODER,
     reward: ModelRef | None = None,
+    rules: Mapping[str, Mapping[str, Any] | None] | None = None,
     limit: int = 100,
     sampling: Sampling = Sampling(temperature=0.7),  # noqa: B008 - frozen
     base_max_tokens: int = 192,
@@ -59,7 +61,8 @@ def evaluate(
     The judge is never the reward model: it is a small encoder fitted on ``judge`` pairs that nothing else has seen, and
     its own accuracy on ``judge_heldout`` is reported. A bare base gets ``base_max_tokens``, so that it can finish: a
     model that is always cut off loses for that alone. One outcome a prompt; intervals over prompts. ``start`` is a
-    model that the KL of the others is measured from, on their own answers. ``bad``: rows that cannot be read are
+    model that the KL of the others is measured from, on their own answers. ``rules`` are checked on every answer, as a
+    policy is paid by them: each has options and a ``weight``. ``bad``: rows that cannot be read are
     left out and named, or the run stops.
     """
     if len({model.name for model in models}) < len(models):
@@ -73,6 +76,7 @@ def evaluate(
     groups = spread(list(different.values()), limit)
     if start is not None:
         _check_tokens(run, models, start, groups)
+    checked_by = RuleScorer.of(rules, f"stages.{run.name}.rules") if rules else None
     referee = None if judge is None else _Judge.fit(run, judge, encoder_model.base, bad)  # a bad one is found early
     answers = _answers(run, models, start, groups, sampling, base_max_tokens)
     report: dict[str, Any] = {
@@ -98,10 +102,15 @@ def evaluate(
         report["kl"] = {name: sum(row["kl"] for row in rows) / len(rows) for name, rows in answers.items()}
         metrics |= {f"kl/{name}": kl for name, kl in report["kl"].items()}
     if reward is not None:
-        by_reward = _reward_scores(run, reward, groups, answers)
+        by_reward = _scores(open_scorer(reward, dtype=run.dtype), groups, answers)
         report["reward_model"] = {name: sum(own) / len(own) for name, own in by_reward.items()}
         report["by_reward"] = _head_to_head(answers, by_reward)
         metrics |= {f"reward_model/{name}": mean for name, mean in report["reward_model"].items()}
+    if checked_by is not None:
+        by_rules = _scores(checked_by, groups, answers)
+        report["rules"] = {name: sum(own) / len(own) for name, own in by_rules.items()}
+        report["by_rules"] = _head_to_head(answers, by_rules)
+        metrics |= {f"rules/{name}": mean for name, mean in report["rules"].items()}
     if referee is not None:
         report["judge"], scores = referee.read(run, judge_heldout, groups, answers, bad)
         report["head_to_head"] = _head_to_head(answers, scores)
@@ -196,16 +205,15 @@ def _mean(values: Sequence[bool]) -> float:
     return sum(map(float, values)) / max(1, len(values))
 
 
-def _reward_scores(run: Run, reward: ModelRef, groups: Sequence[Group], answers: Samples) -> dict[str, list[float]]:
-    """What the scorer thinks of each model's answers: high here and level at the judge is over-optimisation."""
-    model = open_scorer(reward, dtype=run.dtype)
+def _scores(scorer: Scorer, groups: Sequence[Group], answers: Samples) -> dict[str, list[float]]:
+    """What a scorer thinks of each model's answers: high here and level at the judge is over-optimisation."""
     found: dict[str, list[float]] = {}
     for name, rows in answers.items():
         judged = [
             group.with_answers((Answer(text=row["text"], finish=row["finish"]),))
             for group, row in zip(groups, rows, strict=True)
         ]
-        found[name] = [float(own[0]) for own in model.score(judged)]
+        found[name] = [float(own[0]) for own in scorer.score(judged)]
     return found
 
 

@@ -14,7 +14,7 @@ from trimtab.errors import ConfigError, did_you_mean
 from trimtab.tensors.kl import KLKind, kl_estimate
 from trimtab.tensors.masked import last_true
 
-EosShaping = Literal["none", "replace", "subtract"]
+EosShaping = Literal["none", "replace", "subtract", "leave_out"]
 EOS_SHAPINGS: tuple[EosShaping, ...] = get_args(EosShaping)
 
 
@@ -71,6 +71,7 @@ def eos_shaping(scores: Tensor, ended: Tensor, *, mode: EosShaping, penalty: flo
         none       score
         replace    ended ? score : -penalty           Huang et al. 2024 (arXiv:2403.17031), with penalty 1
         subtract   ended ? score : score - penalty    TRL's missing_eos_penalty
+        leave_out  score                              the answer is no part of the loss (DAPO's overlong filtering)
 
     ``penalty`` is what the answer loses, so it is never negative (``ConfigError``). ``replace`` wants scores that are
     centred, else ``-penalty`` may be a prize.
@@ -78,7 +79,7 @@ def eos_shaping(scores: Tensor, ended: Tensor, *, mode: EosShaping, penalty: flo
     if penalty < 0:
         raise ConfigError(f"the penalty for a missing end is what is lost, so it cannot be negative: {penalty}")
     match mode:
-        case "none":
+        case "none" | "leave_out":
             return scores
         case "replace":
             return torch.where(ended.bool(), scores, torch.full_like(scores, -penalty))
@@ -86,3 +87,19 @@ def eos_shaping(scores: Tensor, ended: Tensor, *, mode: EosShaping, penalty: flo
             return torch.where(ended.bool(), scores, scores - penalty)
         case _:
             raise ConfigError(f"no end-of-sequence shaping {mode!r}{did_you_mean(str(mode), EOS_SHAPINGS)}")
+
+
+def overlong_penalty(lengths: Tensor, *, cap: int, ramp: int, penalty: float = 1.0) -> Tensor:
+    """What an answer loses for coming near the cap, (B,) tokens -> (B,), never above 0.
+
+        0                                       where length <= cap - ramp
+        penalty (cap - ramp - length) / ramp    up to the cap
+        -penalty                                beyond
+
+    Source: DAPO (arXiv:2503.14476), eq. 13, with cap 20480, ramp 4096 and penalty 1.
+    """
+    if not 0 < ramp <= cap:
+        raise ConfigError(
+            f"the penalty for long answers sets in {ramp} tokens before the cap of {cap}: not a part of it"
+        )
+    return ((cap - ramp - lengths) / ramp).clamp(-1.0, 0.0) * penalty

@@ -64,8 +64,11 @@ class Pace:
     floor: float = 0.1
 
 
-def fit(run: Run, task: Task, optimiser: Optimiser, pace: Pace, *, show: Sequence[str] = ("train/loss",)) -> None:
-    """Train for ``pace.steps`` steps, from the latest checkpoint if there is one.
+def fit(
+    run: Run, task: Task, optimiser: Optimiser, pace: Pace, *, show: Sequence[str] = ("train/loss",),
+    ended: Callable[[], bool] = lambda: False,
+) -> None:  # fmt: skip
+    """Train for ``pace.steps`` steps, or until it has ``ended`` after one, from the latest checkpoint if there is one.
 
     Killed at any moment, the same call goes on and ends with the same bits.
     """
@@ -81,16 +84,18 @@ def fit(run: Run, task: Task, optimiser: Optimiser, pace: Pace, *, show: Sequenc
     run.reporter.begin(run.name, pace.steps, "step")
     run.reporter.advance(start, {})
     saved_at = time.monotonic()
-    for step in range(start, pace.steps):
+    for step in range(start, pace.steps if not ended() else start):
         row = _step(task, optimiser, pace, step)
         release_memory()
         run.log({"step": step, **row})
         run.reporter.advance(step + 1, {name: row[name] for name in show if name in row})
-        last = step + 1 == pace.steps
+        last = step + 1 == pace.steps or ended()
         if last or time.monotonic() - saved_at >= run.checkpoint_seconds:
             state = checkpoint.Checkpoint(step=step + 1, tensors=optimiser.state(), state=task.state())
             checkpoint.save(folder, state)
             saved_at = time.monotonic()
+        if last:
+            return
 
 
 def _step(task: Task, optimiser: Optimiser, pace: Pace, step: int) -> dict[str, float]:

@@ -1,0 +1,109 @@
+"""The rounds of an online stage: which prompts, which of their answers, and what these are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.rewards.checks import repeated_ngrams
+from trimtab.seeds import derive
+from trimtab.stages._online_settings import Keep, Shaping
+from trimtab.stages._rollout import Roller, Rollout, Sample
+from trimtab.stages._watch import Watch
+from trimtab.tensors.masked import correlation
+from trimtab.tensors.shaping import eos_shaping, overlong_penalty
+from trimtab.train.control import RewardNormaliser
+from trimtab.train.loop import batch_at, epoch_order
+from trimtab.train.run import Means, Run
+
+NGRAM = 4
+
+
+class Rounds:
+    """Samples ``batch`` prompts a step, and shapes their scores. Nothing is remembered but the scale of the scores."""
+
+    def __init__(
+        self, run: Run, roller: Roller, *, num_prompts: int, batch: int, keep: Keep, shaping: Shaping,
+        watch: Watch | None = None,
+    ) -> None:  # fmt: skip
+        self.run, self.roller, self.num_prompts, self.batch, self.watch = run, roller, num_prompts, batch, watch
+        self.keep, self.shaping = keep, shaping
+        self.normaliser = RewardNormaliser(kind=shaping.normalise, clip=shaping.clip)
+
+    def state(self) -> dict[str, Any]:
+        """The scale of the scores, and what the watch has seen."""
+        watch = {} if self.watch is None else {"watch": self.watch.state()}
+        return {"normaliser": self.normaliser.state(), **watch}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Put them back."""
+        self.normaliser.load(state["normaliser"])
+        if self.watch is not None:
+            self.watch.load(state["watch"])
+
+    def sample(self, step: int, log: Means, *, late: bool = False) -> Sample:
+        """The step's answers; ``late``: their scores may be left to the critic's pass."""
+        chosen = batch_at(step, self.num_prompts, self.batch, self.run.seed)
+        if self.keep.how != "mixed":
+            return self.roller.sample(step, chosen, late=late)
+        found = self._mixed(self.roller.sample(step, chosen, late=False))
+        spare = [i for i in epoch_order(self.num_prompts, derive(self.run.seed, "more", step), 0) if i not in chosen]
+        asked = len(chosen)
+        for again in range(1, self.keep.rounds):
+            more, spare = spare[: self.batch - len(found.prompts)], spare[self.batch - len(found.prompts) :]
+            if not more:
+                break
+            found = found.beside(self._mixed(self.roller.sample(step, more, late=False, again=again)))
+            asked += len(more)
+        log.add({"rollout/prompts_sampled": float(asked), "rollout/mixed": len(found.prompts) / asked})
+        return found
+
+    def _mixed(self, sample: Sample) -> Sample:
+        """The prompts whose answers differ in score."""
+        assert sample.scores is not None
+        scores = sample.scores.view(len(sample.prompts), -1)  # (G, k)
+        return sample.only((scores.amax(1) > scores.amin(1)).nonzero()[:, 0].tolist())
+
+    def shape(self, sample: Sample, scores: Tensor) -> Tensor:
+        """What the answers are worth, (B,) -> (B,): scaled by all scores so far, these included; less for a cut end."""
+        self.normaliser.update(scores)
+        return self.shaped(sample, scores)
+
+    def shaped(self, sample: Sample, scores: Tensor) -> Tensor:
+        """The same by the scale as it is."""
+        shaping, ended = self.shaping, sample.ended.to(scores.device)
+        scores = eos_shaping(self.normaliser.normalise(scores), ended, mode=shaping.eos, penalty=shaping.penalty)
+        if shaping.overlong:
+            cap = self.roller.sampling.max_tokens
+            lengths = sample.lengths.to(scores.device)
+            scores = scores + overlong_penalty(lengths, cap=cap, ramp=shaping.overlong, penalty=shaping.penalty)
+        return scores
+
+    def counts(self, sample: Sample) -> Tensor:
+        """Which answers teach anything, (B,) bool: all, or those that a cap did not cut."""
+        return sample.ended if self.shaping.eos == "leave_out" else torch.ones_like(sample.ended)
+
+    def log(self, step: int, sample: Sample, scores: Tensor, rollout: Rollout, log: Means) -> Tensor:
+        """Log what was sampled, and have it looked at; return the KL to the reference of what was read, (B',)."""
+        lengths = sample.lengths.to(scores.device)
+        kl = ((rollout.logps - rollout.ref_logps) * rollout.mask).sum(-1)
+        chat = self.roller.roles.actor.trunk.chat
+        repeated = [repeated_ngrams(chat.decode(answer.tokens), NGRAM) for answer in sample.flat]
+        log.add(
+            {
+                "rollout/score": scores,
+                "rollout/kl": kl,
+                "rollout/entropy": rollout.entropy[rollout.mask],
+                "rollout/length": lengths,
+                "rollout/ended": sample.ended.float(),
+                "rollout/repeated": torch.tensor(repeated),
+                "rollout/score_length_correlation": correlation(scores, lengths),
+                **{f"rollout/score/{name}": part for name, part in sample.parts.items()},
+            }
+        )
+        if self.watch is not None:
+            self.watch.look(step, sample, kl, log)
+        return kl
