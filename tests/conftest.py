@@ -11,6 +11,7 @@ import pytest
 
 # Tiny models on two threads spend their time waiting for each other; tests (and what they start) use one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # set by whatever started us; a test that cares about the width sets it itself
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -43,7 +43,7 @@ def kl(logp: float, ref_logp: float, kind: str) -> Term:
 
 def score_of(score: float, ended: bool, mode: str, penalty: float) -> float:
     """The score of an answer, after what it loses when it was cut."""
-    if ended or mode == "none":
+    if ended or mode in ("none", "leave_out"):
         return score
     return {"replace": -penalty, "subtract": score - penalty}[mode]
 

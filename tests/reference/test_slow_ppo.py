@@ -219,7 +219,7 @@ def test_the_slow_side_has_the_published_numbers() -> None:
         term = slow.value(1.0, 0.5, target, clip=0.2)
         assert (term.loss, term.slope) == pytest.approx((loss, slope))
     assert slow.token_rewards(2.0, [-1.0, -2.0], [-1.5, -1.0], beta=0.1, kind="k1") == pytest.approx([-0.05, 2.1])
-    assert [slow.score_of(0.5, False, mode, 1.0) for mode in EOS_SHAPINGS] == [0.5, -1.0, -0.5]
+    assert [slow.score_of(0.5, False, mode, 1.0) for mode in EOS_SHAPINGS] == [0.5, -1.0, -0.5, 0.5]
 
 
 # --- each part alone --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ Keys (`KEYS` has the patterns; NAME is a stage instance, A and B models; a numbe
     role/final|start|base          which evaluated model is which
     win/A/B/*     rate, lo, hi, n; always_valid_lo, always_valid_hi; matched_rate, matched_lo, matched_hi, matched_n
     judge/*       accuracy, lo, hi, n, longer_wins, finished_wins
-    answers/A/*   mean_tokens, median_tokens, p90_tokens, ended, reward;  check/CHECK
+    answers/A/*   mean_tokens, median_tokens, p90_tokens, ended, reward, rules;  check/CHECK
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KEYS: Mapping[str, str] = {
     r"role/(final|start|base)": "the name of an evaluated model",
     r"win/.+/.+/(rate|lo|hi|n|always_valid_(lo|hi)|matched_(rate|lo|hi|n))": "how often the first beats the second",
     r"judge/(accuracy|lo|hi|n|longer_wins|finished_wins)": "the judge on pairs with a known better answer",
-    r"answers/.+/(mean_tokens|median_tokens|p90_tokens|ended|reward|check/.+)": "a model's answers",
+    r"answers/.+/(mean_tokens|median_tokens|p90_tokens|ended|reward|rules|check/.+)": "a model's answers",
 }
 
 
