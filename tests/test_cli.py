@@ -529,3 +529,22 @@ def test_ctrl_c_is_no_traceback_and_the_run_goes_on_later(work: Path) -> None:
         process.kill()  # nothing, when it has ended
     assert process.returncode == 130
     assert said.strip() == "stopped; the same command goes on where it was"
+
+
+def test_constraints_are_added_to_prompts(tmp_path: Path) -> None:
+    once, again, other = (tmp_path / f"{name}.jsonl" for name in ("once", "again", "other"))
+    for target, seed in ((once, "3"), (again, "3"), (other, "4")):
+        text = good(
+            "data", "constrain", "quickstart/choose", str(target), "--fewest", "2", "--most", "3", "--seed", seed
+        )
+        assert f"64 prompts with constraints written to {target}" in " ".join(text.split())
+    assert once.read_text() == again.read_text() != other.read_text()
+    for group, plain in zip(read_groups(str(once)).groups, read_groups("quickstart/choose").groups, strict=True):
+        assert 2 <= len(group.meta["constraints"]) <= 3
+        assert group.prompt[-1].content.startswith(plain.prompt[-1].content.rstrip())
+    only = good("data", "constrain", "quickstart/choose", str(other), "--kind", "no_comma", "--most", "1")
+    assert "64 prompts" in only
+    assert all(group.meta["constraints"] == [{"kind": "no_comma"}] for group in read_groups(str(other)).groups)
+    assert "no constraint of the kind 'no_coma'; did you mean 'no_comma'" in refused(
+        "data", "constrain", "quickstart/choose", str(other), "--kind", "no_coma"
+    )

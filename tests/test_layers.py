@@ -31,6 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "stages report",
         "pipeline",
         "bakeoff listing console",
+        "cli_data",
         "cli",
         "__main__",
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from trimtab.cli_data import Source, check_target, data_app
 from trimtab.console import Live, Polite, err, out, warn, words
 from trimtab.errors import ConfigError, DataError, did_you_mean
 
@@ -30,19 +31,12 @@ app = typer.Typer(
     cls=Polite, help="Turn a language model into one that people prefer.", epilog="Example: trimtab run quickstart",
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
 )  # fmt: skip
-data_app = typer.Typer(
-    help="Look into data files, and convert them.",
-    epilog="Example: trimtab data inspect my.jsonl",
-    no_args_is_help=True,
-)
 app.add_typer(data_app, name="data")
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
 SampledModel = Annotated[
     str, typer.Argument(help="A run's stage folder, a bundled name, a local folder, a .gguf file or a hub id.")
 ]
-Source = Annotated[str, typer.Argument(help="A file, a folder, a hub id, or quickstart/NAME.")]
-Format = Annotated[str | None, typer.Option(help="Read as this format instead of detecting it.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -181,7 +175,7 @@ def generate(
     if best_of is not None and k != 1:
         raise ConfigError("--k would change nothing: --best-of keeps one answer to a prompt")
     groups = _prompts(prompt or [], prompts)
-    _check_target(output)
+    check_target(output)
     sampler, sampling = _sampler(model, settings or [])
     found = find_trained(scorer) if scorer is not None else None
     judge = _open_scorer(found, sampler.trunk) if found is not None else None
@@ -272,7 +266,7 @@ def score(
     groups = read_groups(source).groups
     if not any(group.answers for group in groups):
         raise DataError(f"{source}: there are no answers in it to score")
-    _check_target(output)
+    check_target(output)
     reference = find_trained(model)
     scores = open_scorer(reference).score(groups)
     rater = _rater(reference)
@@ -304,16 +298,6 @@ def _prompts(given: Sequence[str], source: str | None) -> list[Group]:
     return [*groups, *(group.with_answers(()) for group in found)]
 
 
-def _check_target(path: Path | None) -> None:
-    """Refuse a file that could not be written before the work, not after it."""
-    from trimtab.records.output import WRITABLE
-
-    if path is not None and not path.name.endswith(WRITABLE):
-        raise DataError(f"{path}: cannot tell what kind of file to write; known endings: {', '.join(WRITABLE)}")
-    if path is not None and not path.parent.is_dir():
-        raise DataError(f"{path}: there is no folder {str(path.parent)!r}")
-
-
 def _sampler(model: str, settings: Sequence[str]) -> tuple[TorchSampler, Sampling]:
     """A model, and how to sample from it."""
     from trimtab.config import check_options, read_setting
@@ -330,71 +314,6 @@ def _sampler(model: str, settings: Sequence[str]) -> tuple[TorchSampler, Samplin
 def _answer(text: str, finish: str | None) -> Text:
     cut = Text(" (cut off at max_tokens)", style="dim") if finish == "length" else Text()
     return words(text) + cut
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-@data_app.command(epilog="Example: trimtab data inspect my.jsonl --model smollm2-135m-instruct --window 1024")
-def inspect(
-    source: Source,
-    model: Annotated[str | None, typer.Option(help="Count tokens as this model does (else words).")] = None,
-    window: Annotated[int | None, typer.Option(min=1, help="Name rows longer than this; needs --model.")] = None,
-    max_answer: Annotated[int | None, typer.Option(min=1, help="Name answers longer than this; needs --model.")] = None,
-    format: Format = None,
-) -> None:
-    """Show counts, lengths, and every row that would be refused or is too long, with the reason."""
-    from trimtab.data import inspect as inspection
-    from trimtab.records.read import read_groups
-
-    if model is None and (window or max_answer):
-        raise ConfigError("--window and --max-answer are in tokens: name the model that counts them with --model")
-    reading = read_groups(source, format=format, on_bad="skip")
-    count = None if model is None else _token_counter(model)
-    out.print(inspection.render(inspection.inspect(reading, count, window=window, max_answer=max_answer)))
-
-
-def _token_counter(model: str) -> Any:
-    from trimtab.model.chat import Chat
-    from trimtab.model.load import load_tokenizer
-    from trimtab.pipeline import find_trained
-
-    template = Chat(load_tokenizer(find_trained(model).base))
-
-    def count(group: Group) -> tuple[int, tuple[int, ...]]:
-        item = template.group(group)
-        return len(item.prompt), tuple(len(answer) for answer in item.answers)
-
-    return count
-
-
-@data_app.command(epilog="Example: trimtab data convert pairs.parquet pairs.jsonl --to preference")
-def convert(
-    source: Source,
-    target: Annotated[Path, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet file.")],
-    to: Annotated[
-        str, typer.Option(help="'group' (our own), or TRL's prompt_completion, preference, thumbs.")
-    ] = "group",
-    format: Format = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable rows out, and name each.")] = False,
-) -> None:
-    """Rewrite data in another format. A row that cannot be used stops it, by file, line and field."""
-    from trimtab.records.read import read_groups
-    from trimtab.records.writers import WRITERS
-
-    if to not in WRITERS:
-        raise ConfigError(f"no format {to!r} to write{did_you_mean(to, WRITERS)}")
-    _check_target(target)
-    reading = read_groups(source, format=format, on_bad="skip" if skip_bad else "stop")
-    written = WRITERS[to](target, reading.groups)
-    out.print(words(f"{written.rows:,} rows written to {target}"))
-    for refused in reading.refused:
-        err.print(words(f"left out: {refused}"))
-    reasons: dict[str, list[str]] = {}
-    for name, why in written.left_out:
-        reasons.setdefault(why, []).append(name)
-    for why, names in reasons.items():
-        err.print(words(f"left out: {len(names):,} groups, each {why} (the first: {names[0]})"))
 
 
 # --- looking around ---------------------------------------------------------------------------------------------------
