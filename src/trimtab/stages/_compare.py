@@ -56,13 +56,10 @@ class Comparison:
 
     def updates(self, step: int, log: Means) -> Iterator[Update[Work]]:
         """One round: sample, compare, then epochs x minibatches."""
-        sample = self.rounds.sample(step, log)
-        if not sample.prompts:
+        found = self.rounds.judged(step, log, beta=self.beta)
+        if found is None:
             return
-        assert sample.scores is not None
-        rollout = self.rounds.roller.read(sample)
-        kl = self.rounds.log(step, sample, sample.scores, rollout, log)
-        worth = self.rounds.shape(sample, sample.scores) - self.beta * kl
+        sample, rollout, worth = found
         items = self._items(sample, rollout, worth)
         log.add({"rollout/compared": len(items) / len(sample.prompts)})
         if not items:

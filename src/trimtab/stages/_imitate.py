@@ -43,17 +43,15 @@ class Imitation:
 
     def updates(self, step: int, log: Means) -> Iterator[Update[Work]]:
         """One round: sample, keep the best, learn them."""
-        sample = self.rounds.sample(step, log)
-        if not sample.prompts:
+        found = self.rounds.judged(step, log, beta=self.beta)
+        if found is None:
             return
-        assert sample.scores is not None
-        rollout = self.rounds.roller.read(sample)
-        kl = self.rounds.log(step, sample, sample.scores, rollout, log)
-        worth = self.rounds.shape(sample, sample.scores) - self.beta * kl
+        sample, _, worth = found
         kept = kept_answers(self.rounds.keep, sample, worth, self.rounds.counts(sample))
         log.add({"rollout/kept": len(kept) / len(sample.flat)})
         if not kept:
             return
+        assert sample.scores is not None
         log.add({"rollout/kept_score": sample.scores[kept], "rollout/kept_length": sample.lengths[kept]})
         shown = _demonstrations(sample, kept)
         batch = -(-len(shown) // self.minibatches)

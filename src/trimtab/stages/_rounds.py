@@ -82,6 +82,19 @@ class Rounds:
             scores = scores + overlong_penalty(lengths, cap=cap, ramp=shaping.overlong, penalty=shaping.penalty)
         return scores
 
+    def judged(self, step: int, log: Means, *, beta: float) -> tuple[Sample, Rollout, Tensor] | None:
+        """A round with what each answer is worth, (B,): its shaped score less ``beta`` times its KL to the reference.
+
+        ``None``: there is no prompt that answers could be learned from.
+        """
+        sample = self.sample(step, log)
+        if not sample.prompts:
+            return None
+        assert sample.scores is not None
+        rollout = self.roller.read(sample)
+        kl = self.log(step, sample, sample.scores, rollout, log)
+        return sample, rollout, self.shape(sample, sample.scores) - beta * kl
+
     def counts(self, sample: Sample) -> Tensor:
         """Which answers teach anything, (B,) bool: all, or those that a cap did not cut."""
         return sample.ended if self.shaping.eos == "leave_out" else torch.ones_like(sample.ended)
