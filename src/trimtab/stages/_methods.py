@@ -174,7 +174,7 @@ def _online(loss: str) -> Method:
         preference=loss,
         defaults=_NO_KL,
         paper=f"{entry.paper}; online: Guo et al. 2024 (arXiv:2402.04792), Dong et al. 2024 (arXiv:2405.07863)",
-        summary=f"the best and the worst answer to each prompt, learned from by losses/preference/{loss}.py",
+        summary=f"the policy's own answers to a prompt, the better against the worse, by losses/preference/{loss}.py",
     )
 
 
