@@ -116,8 +116,7 @@ class Online:
         """The prompts that teach something; the others need not be read, but count in the means (``None``: all do)."""
         if not self._may_skip():
             return None
-        even = scores.view(len(sample.prompts), -1)
-        teaching = (even.amax(1) > even.amin(1)).nonzero()[:, 0].tolist()
+        teaching = sample.differing(scores)
         log.add({"rollout/skipped": 1 - len(teaching) / len(sample.prompts)})
         return set(teaching)
 

@@ -77,6 +77,12 @@ class Sample:
         """Which prompt an answer belongs to, (B,)."""
         return torch.tensor([g for g, own in enumerate(self.answers) for _ in own])
 
+    def differing(self, scores: Tensor) -> list[int]:
+        """The prompts whose answers do not all have the same score, (B,)."""
+        table = scores.view(len(self.prompts), -1)  # (G, k)
+        found: list[int] = (table.amax(1) > table.amin(1)).nonzero()[:, 0].tolist()
+        return found
+
     def only(self, keep: Sequence[int]) -> Sample:
         """These prompts alone, in this order."""
         rows = torch.cat([(self.group == g).nonzero()[:, 0] for g in keep]) if keep else torch.zeros(0).long()

@@ -64,8 +64,7 @@ class Rounds:
     def _mixed(self, sample: Sample) -> Sample:
         """The prompts whose answers differ in score."""
         assert sample.scores is not None
-        scores = sample.scores.view(len(sample.prompts), -1)  # (G, k)
-        return sample.only((scores.amax(1) > scores.amin(1)).nonzero()[:, 0].tolist())
+        return sample.only(sample.differing(sample.scores))
 
     def shape(self, sample: Sample, scores: Tensor) -> Tensor:
         """What the answers are worth, (B,) -> (B,): scaled by all scores so far, these included; less for a cut end."""
