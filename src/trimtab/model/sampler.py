@@ -4,6 +4,9 @@ Each prompt is prefilled once for all its answers. Rows of a fixed table of slot
 ends frees its slot for the next answer. Answer j of prompt i draws its uniform numbers from (seed, i, j) alone, so what
 is sampled does not depend on how answers were put into slots, beyond the rounding of matmuls of other shapes.
 
+``Table`` is the one decode loop, of rows that may each be sampled their own way: ``TorchSampler`` runs a batch through
+it, ``serving`` lets requests come and go.
+
 Letters: B slots, H heads, K key-value heads, D head size, V vocabulary, S longest sequence.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
 import torch
@@ -37,6 +40,11 @@ class Sampling:
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def distribution(self) -> tuple[float, float, int]:
+        """What decides the distribution: rows that agree in it are drawn together."""
+        return self.temperature, self.top_p, self.top_k
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +119,7 @@ def _truncate(scaled: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
 
 class CacheView:
-    """Keys and values of B slots; one new token a row per step."""
+    """Keys and values of B slots; one new token a row per step. Slots become longer as they have to."""
 
     def __init__(self, slots: int, places: int, device: torch.device | str = "cpu") -> None:
         self.slots = slots
@@ -124,6 +132,8 @@ class CacheView:
 
     def put(self, slot: int, kept: dict[int, tuple[Tensor, Tensor]], begin: int, length: int) -> None:
         """Copy a prefilled prompt (a stretch of a packed row) into a slot."""
+        if length > self.places:
+            self.resize(self.slots, length)
         for layer, (k, v) in kept.items():
             if layer not in self.keys:
                 shape = (self.slots, k.shape[1], self.places, k.shape[3])
@@ -141,9 +151,24 @@ class CacheView:
         self.slots = len(rows)
         self._rows = torch.arange(self.slots, device=self.lengths.device)
 
+    def resize(self, slots: int, places: int) -> None:
+        """Change the number of slots or of their places; the first of both keep what stands in them."""
+        self.slots, self.places = slots, -(-places // BUCKET) * BUCKET
+        for table in (self.keys, self.values):
+            for layer, old in table.items():
+                new = old.new_zeros(slots, old.shape[1], self.places, old.shape[3])
+                kept = old[:slots, :, : self.places]
+                new[: kept.shape[0], :, : kept.shape[2]] = kept
+                table[layer] = new
+        self.lengths = F.pad(self.lengths[:slots], (0, max(0, slots - len(self.lengths))))
+        self._rows = torch.arange(slots, device=self.lengths.device)
+
     def begin_step(self) -> None:
         """Work out once, for all layers, which places each row sees."""
-        self._end = min(self.places, -(-(int(self.lengths.max()) + 1) // BUCKET) * BUCKET)
+        longest = int(self.lengths.max())
+        if longest >= self.places:
+            self.resize(self.slots, max(longest + 1, self.places * 3 // 2))
+        self._end = min(self.places, -(-(longest + 1) // BUCKET) * BUCKET)
         place = torch.arange(self._end, device=self.lengths.device)
         self._distance = self.lengths[:, None] - place[None, :]  # (B, S)
         self._masks = {}
@@ -168,15 +193,132 @@ class CacheView:
         return out.reshape(b, h, 1, values.shape[-1])
 
 
-@dataclass(slots=True)
-class _Row:
-    """An answer being written."""
+@dataclass(slots=True, eq=False)
+class Row:
+    """An answer being written; ``finish`` is set when it has ended, and ``tokens`` then ends as ``Sampled`` says.
+
+    ``watch`` hears each token with the logits (V,) that it was drawn from.
+    """
 
     prompt: int
     answer: int
-    uniform: Tensor
-    tokens: list[int]
-    logps: list[float]
+    sampling: Sampling
+    uniform: Tensor  # (max_tokens,)
+    tokens: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    finish: Finish | None = None
+    watch: Callable[[int, Tensor], None] | None = None
+
+    @classmethod
+    def begin(cls, sampling: Sampling, seed: int, prompt: int, answer: int) -> Row:
+        """A row with nothing written yet; its numbers come from (seed, prompt, answer) alone."""
+        generator = torch.Generator().manual_seed(derive(seed, prompt, answer))
+        return cls(prompt, answer, sampling, torch.rand(sampling.max_tokens, generator=generator))
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A prompt that has been run: its stretch of the packed row's keys and values, and the logits (V,) at its end."""
+
+    kept: dict[int, tuple[Tensor, Tensor]]
+    begin: int
+    length: int
+    logits: Tensor
+
+
+class Table:
+    """Rows that decode side by side under the adapter in use; they come and go between steps.
+
+    A slot without a row runs along and is ignored, until ``keep_live`` takes it away. For use in inference mode.
+    """
+
+    def __init__(self, trunk: Trunk, stop: frozenset[int], *, slots: int = 0, places: int = 0) -> None:
+        self.trunk, self.stop = trunk, stop
+        self.cache = CacheView(slots, places, trunk.device)
+        self.rows: list[Row | None] = [None] * slots
+
+    @property
+    def live(self) -> list[int]:
+        """The slots that hold a row."""
+        return [i for i, row in enumerate(self.rows) if row is not None]
+
+    @property
+    def free(self) -> list[int]:
+        """The slots that hold none."""
+        return [i for i, row in enumerate(self.rows) if row is None]
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Prefilled]:
+        """Run prompts once each, as one packed row."""
+        batch = pack([TokenGroup(prompt=tuple(prompt), answers=()) for prompt in prompts]).to(self.trunk.device)
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        hidden = hidden_states(self.trunk.decoder, batch, kept)
+        ends = torch.tensor([span.start + span.prompt - 1 for span in batch.spans], device=self.trunk.device)
+        logits = self.trunk.head.logits(hidden[ends])
+        return [Prefilled(kept, span.start, span.prompt, own) for span, own in zip(batch.spans, logits, strict=True)]
+
+    def put(self, slot: int, row: Row, prefilled: Prefilled) -> None:
+        """Let a row begin in a free slot, with its first token; the slot is free again if that ends it."""
+        self.cache.put(slot, prefilled.kept, prefilled.begin, prefilled.length)
+        self.rows[slot] = row
+        self._choose([slot], prefilled.logits[None])
+
+    def step(self) -> list[Row]:
+        """Decode one token in every slot; return the rows that have ended, whose slots are free now."""
+        last = torch.tensor([row.tokens[-1] if row is not None else 0 for row in self.rows], device=self.trunk.device)
+        self.cache.begin_step()
+        hidden = run_decoder(self.trunk.decoder, last[:, None], self.cache.lengths[:, None], self.cache)
+        live = self.live
+        logits = self.trunk.head.logits(hidden[live, 0])
+        self.cache.lengths[live] += 1
+        return self._choose(live, logits)
+
+    def keep_live(self) -> None:
+        """Take away the slots that hold no row."""
+        live = self.live
+        self.rows = [self.rows[i] for i in live]
+        if live:
+            self.cache.keep_rows(torch.tensor(live, device=self.trunk.device))
+        else:
+            self.cache = CacheView(0, 0, self.trunk.device)
+
+    def make_free(self, slots: int) -> None:
+        """See to it that so many slots are free."""
+        more = slots - len(self.free)
+        if more > 0:
+            self.rows += [None] * more
+            self.cache.resize(len(self.rows), self.cache.places)
+
+    def drop(self, row: Row) -> None:
+        """Free the slot of a row that nobody waits for any more."""
+        self.rows = [None if other is row else other for other in self.rows]
+
+    def _choose(self, slots: list[int], logits: Tensor) -> list[Row]:
+        """Draw the next token of these slots' rows, logits (n, V); return the rows that this has ended."""
+        rows = [row for slot in slots if (row := self.rows[slot]) is not None]
+        uniform = torch.stack([row.uniform[len(row.tokens)] for row in rows]).to(logits.device)
+        together: dict[tuple[float, float, int], list[int]] = {}
+        for i, row in enumerate(rows):
+            together.setdefault(row.sampling.distribution, []).append(i)
+        for own in together.values():
+            part = slice(None) if len(own) == len(rows) else own
+            tokens, logps = choose(logits[part], uniform[part], rows[own[0]].sampling)
+            for i, token, logp in zip(own, tokens.tolist(), logps.tolist(), strict=True):
+                self._write(rows[i], token, logp, logits[i])
+        for slot in slots:
+            row = self.rows[slot]
+            if row is not None and row.finish is not None:
+                self.rows[slot] = None
+        return [row for row in rows if row.finish is not None]
+
+    def _write(self, row: Row, token: int, logp: float, logits: Tensor) -> None:
+        row.tokens.append(token)
+        row.logps.append(logp)
+        if row.watch is not None:
+            row.watch(token, logits)
+        if token in self.stop:
+            row.finish = "stop"
+        elif len(row.tokens) == row.sampling.max_tokens:
+            row.finish = "length"
 
 
 class TorchSampler:
@@ -209,19 +351,17 @@ class TorchSampler:
 
 
 class _Run:
-    """One call of ``sample``: slots, the queue of answers to write, and what is done."""
+    """One call of ``sample``: a table, the queue of answers to write, and what is done."""
 
     def __init__(
         self, sampler: TorchSampler, prompts: Sequence[Sequence[int]], k: int, sampling: Sampling, seed: int,
         progress: Callable[[int], None] | None,
     ) -> None:  # fmt: skip
-        self.trunk, self.stop, self.sampling = sampler.trunk, sampler.stop, sampling
-        self.prompts, self.k, self.seed, self.progress = prompts, k, seed, progress
+        self.sampling, self.prompts, self.k, self.seed, self.progress = sampling, prompts, k, seed, progress
         self.queue = deque(range(len(prompts)))
-        self.ready: deque[tuple[_Row, dict[int, tuple[Tensor, Tensor]], int, Tensor]] = deque()
-        slots = min(sampler.slots, len(prompts) * k)
-        self.cache = CacheView(slots, max(map(len, prompts)) + sampling.max_tokens, self.trunk.device)
-        self.rows: list[_Row | None] = [None] * slots
+        self.ready: deque[tuple[Row, Prefilled]] = deque()
+        slots, places = min(sampler.slots, len(prompts) * k), max(map(len, prompts)) + sampling.max_tokens
+        self.table = Table(sampler.trunk, sampler.stop, slots=slots, places=places)
         self.done: list[list[Sampled | None]] = [[None] * k for _ in prompts]
         self.num_done = 0
 
@@ -229,74 +369,41 @@ class _Run:
         """Run until every answer has ended."""
         while True:
             self._fill()
-            live = [i for i, row in enumerate(self.rows) if row is not None]
+            live = len(self.table.live)
             if not live:
                 break
-            if len(live) <= 0.75 * len(
-                self.rows
-            ):  # nothing waits, or _fill had filled them: stop paying for ended rows
-                self.cache.keep_rows(torch.tensor(live, device=self.trunk.device))
-                self.rows = [self.rows[i] for i in live]
-            self._step()
+            if live <= 0.75 * len(self.table.rows):
+                self.table.keep_live()  # nothing waits, or _fill had filled them: stop paying for ended rows
+            for row in self.table.step():
+                self._record(row)
         return [[answer for answer in answers if answer is not None] for answers in self.done]
 
     def _fill(self) -> None:
         """Put waiting answers into free slots, once enough of them are free to make a prefill worth while."""
-        free = [i for i, row in enumerate(self.rows) if row is None]
-        if len(free) * 4 < len(self.rows) or not (self.queue or self.ready):
+        free = self.table.free
+        if len(free) * 4 < len(self.table.rows) or not (self.queue or self.ready):
             return
         while free and (self.queue or self.ready):
             if not self.ready:
                 self._prefill(len(free))
-            row, kept, begin, logits = self.ready.popleft()
+            row, prefilled = self.ready.popleft()
             slot = free.pop(0)
-            self.cache.put(slot, kept, begin, len(self.prompts[row.prompt]))
-            self.rows[slot] = row
-            self._choose([slot], logits[None])
-            if self.rows[slot] is None:  # ended with its first token
+            self.table.put(slot, row, prefilled)
+            if row.finish is not None:  # ended with its first token
+                self._record(row)
                 free.append(slot)
 
     def _prefill(self, rows: int) -> None:
-        """Run the next prompts once each, as one packed row."""
+        """Run the next prompts, as many as there are slots for all their answers."""
         chosen = [self.queue.popleft() for _ in range(min(len(self.queue), max(1, rows // self.k)))]
-        batch = pack([TokenGroup(prompt=tuple(self.prompts[p]), answers=()) for p in chosen]).to(self.trunk.device)
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
-        hidden = hidden_states(self.trunk.decoder, batch, kept)
-        ends = torch.tensor([span.start + span.prompt - 1 for span in batch.spans], device=self.trunk.device)
-        logits = self.trunk.head.logits(hidden[ends])
-        for p, span, first in zip(chosen, batch.spans, logits, strict=True):
-            for j in range(self.k):
-                generator = torch.Generator().manual_seed(derive(self.seed, p, j))
-                uniform = torch.rand(self.sampling.max_tokens, generator=generator)
-                self.ready.append((_Row(p, j, uniform, [], []), kept, span.start, first))
+        for p, prefilled in zip(chosen, self.table.prefill([self.prompts[p] for p in chosen]), strict=True):
+            self.ready += ((Row.begin(self.sampling, self.seed, p, j), prefilled) for j in range(self.k))
 
-    def _choose(self, slots: list[int], logits: Tensor) -> None:
-        """Draw the next token of these slots, and end those that are through."""
-        rows = [self.rows[i] for i in slots]
-        uniform = torch.stack([row.uniform[len(row.tokens)] for row in rows if row is not None]).to(logits.device)
-        tokens, logps = choose(logits, uniform, self.sampling)
-        for slot, row, token, logp in zip(slots, rows, tokens.tolist(), logps.tolist(), strict=True):
-            assert row is not None
-            row.tokens.append(token)
-            row.logps.append(logp)
-            ended = token in self.stop
-            if ended or len(row.tokens) == self.sampling.max_tokens:
-                finish: Finish = "stop" if ended else "length"
-                self.done[row.prompt][row.answer] = Sampled(
-                    tokens=tuple(row.tokens), logps=tuple(row.logps), finish=finish
-                )
-                self.rows[slot] = None
-                self.num_done += 1
-                if self.progress is not None:
-                    self.progress(self.num_done)
-
-    def _step(self) -> None:
-        """Decode one token in every slot (empty slots run along and are ignored)."""
-        device = self.trunk.device
-        last = torch.tensor([row.tokens[-1] if row is not None else 0 for row in self.rows], device=device)
-        self.cache.begin_step()
-        hidden = run_decoder(self.trunk.decoder, last[:, None], self.cache.lengths[:, None], self.cache)
-        live = [i for i, row in enumerate(self.rows) if row is not None]
-        logits = self.trunk.head.logits(hidden[live, 0])
-        self.cache.lengths[live] += 1
-        self._choose(live, logits)
+    def _record(self, row: Row) -> None:
+        """Keep an answer that has ended."""
+        assert row.finish is not None
+        answer = Sampled(tokens=tuple(row.tokens), logps=tuple(row.logps), finish=row.finish)
+        self.done[row.prompt][row.answer] = answer
+        self.num_done += 1
+        if self.progress is not None:
+            self.progress(self.num_done)
