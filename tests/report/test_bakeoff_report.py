@@ -8,20 +8,9 @@ from typing import Any
 
 import pytest
 
-from trimtab.report.bakeoff import (
-    by_method,
-    draw,
-    heldout,
-    markdown,
-    matrix,
-    notes,
-    omissions,
-    over_start,
-    overview,
-    page,
-    paired,
-    verdict,
-)
+from trimtab.report.bakeoff import markdown, matrix, notes, omissions, overview, page, verdict
+from trimtab.report.bakeoff_numbers import by_method, heldout, over_start, paired
+from trimtab.report.bakeoff_pictures import draw
 
 CARD = {"accuracy": 0.78, "accuracy_lo": 0.72, "accuracy_hi": 0.83, "n": 230, "longer_wins": 0.51}
 TRUST = "The judge agrees with 78.0 % of 230 held-out verdicts (72.0 to 83.0 %); picking the longer answer, 51.0 %. "

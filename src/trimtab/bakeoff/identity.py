@@ -31,7 +31,10 @@ from trimtab.records.read import source_digest
 from trimtab.registry import STAGES
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ROOMS = ("advantages", "data", "losses", "model", "records", "rewards", "stages", "stats", "tensors", "train")
+ROOMS = (
+    "advantages", "data", "environments", "losses", "model", "records", "rewards", "stages", "stats", "tensors",
+    "train",
+)  # fmt: skip
 ELSEWHERE = frozenset(  # told otherwise, or of no matter
     {"name", "seed", "output", "checkpoint_seconds", "model", "stages", "plugins"}
 )

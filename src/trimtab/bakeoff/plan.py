@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from trimtab.config import (
+    BASE,
     ModelRef,
     check_options,
     check_recipe,
@@ -30,7 +31,7 @@ OURS = frozenset({"stage", "models", "start"})  # options of the evaluation that
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """The key ``bakeoff`` of a recipe."""
+    """The key ``bakeoff`` of a recipe; ``start`` is one of its stages, or ``base``."""
 
     start: str
     methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
@@ -108,9 +109,11 @@ def load_bakeoff(path: Path, overrides: Sequence[str] = ()) -> Bakeoff:
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: no bake-off in it: the key 'bakeoff' says which methods to compare")
     inside = [override for override in overrides if override.startswith("bakeoff.")]
-    raw = override_recipe(raw, str(path), [override for override in overrides if override not in inside])
     for override in inside:
         _apply(given, override)
+    raw = _override(
+        raw, str(path), [o for o in overrides if o not in inside], from_base=given.get("start") == BASE.name
+    )
     settings = check_options(Contest, given, f"{path}: bakeoff")
     for needed in ("start", "methods", "evaluate"):
         if needed not in settings:
@@ -119,6 +122,16 @@ def load_bakeoff(path: Path, overrides: Sequence[str] = ()) -> Bakeoff:
     plan = Bakeoff(name=name, raw=raw, contest=Contest(**settings), where=str(path))
     _check(plan)
     return plan
+
+
+def _override(raw: dict[str, Any], where: str, overrides: Sequence[str], *, from_base: bool) -> dict[str, Any]:
+    """Apply overrides to the recipe's own part, which needs no stages where methods start from the base."""
+    if not from_base or raw.get("stages"):
+        return override_recipe(raw, where, overrides)
+    tree = override_recipe({**raw, "stages": {BASE.name: {}}}, where, overrides)
+    if tree["stages"].pop(BASE.name):
+        raise ConfigError(f"{where}: {BASE.name!r} is the model itself; it has no options to override")
+    return tree
 
 
 def _apply(given: dict[str, Any], override: str) -> None:
@@ -136,11 +149,12 @@ def _check(plan: Bakeoff) -> None:
     contest, where, stages = plan.contest, f"{plan.where}: bakeoff", plan.raw["stages"]
     if "seed" in plan.raw:
         raise ConfigError(f"{plan.where}: seed would change nothing: bakeoff.seeds are what runs")
-    check_recipe(plan.raw, plan.where)
+    if stages:
+        check_recipe(plan.raw, plan.where)
     twice = [seed for seed, count in Counter(contest.seeds).items() if count > 1]
     if twice:
         raise ConfigError(f"{where}.seeds: seed {twice[0]} stands twice")
-    if contest.start not in stages:
+    if contest.start not in (*stages, BASE.name):
         raise ConfigError(
             f"{where}.start: no stage {contest.start!r} in this recipe{did_you_mean(contest.start, stages)}"
         )

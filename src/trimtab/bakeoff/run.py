@@ -19,11 +19,16 @@ from trimtab.artifacts import revision
 from trimtab.bakeoff.identity import Identity, all_code, identify
 from trimtab.bakeoff.plan import Bakeoff, Contest
 from trimtab.bakeoff.rows import Row, append, read_rows, rows_of
+from trimtab.config import BASE
 from trimtab.errors import ConfigError, UserError
 
 PROBE_STEPS = 10
 PROBE_WARMUP = 2  # the first steps of a process are slower
 NUM_SAMPLES = 5
+UNTRAINED: Row = {
+    "steps": 0, "seconds": 0.0, "peak_gb": None, "trained_tokens": 0, "sampled": 0, "sampled_tokens": 0, "metrics": {},
+    "notes": [],
+}  # fmt: skip
 
 
 def run_bakeoff(plan: Bakeoff, path: Path, *, any_code: bool = False) -> Iterator[Row]:
@@ -89,7 +94,7 @@ class _Work:
         recipe = self._recipe(method, seed, steps=steps)
         self._start(recipe, method)
         if method == self.plan.contest.start:
-            self.ready.add((seed, tuple(self._recipe(method, seed, evaluate=False)["stages"])))
+            self.ready.add((seed, tuple(name for name in recipe["stages"] if name != f"evaluate-{method}")))
         return recipe
 
     def pace(self, method: str, seed: int) -> Row:
@@ -107,37 +112,35 @@ class _Work:
     def facts(self, recipe: Mapping[str, Any], method: str) -> Row:
         """What a finished run says of its method."""
         folder = self._folder(recipe)
-        manifest = json.loads((folder / method / "manifest.json").read_text())
         evaluation = json.loads((folder / f"evaluate-{method}" / "evaluation.json").read_text())
-        log = _log(folder / method)
         prompts = evaluation["prompts"]
         said = [prompt["answers"][method] for prompt in prompts]
         judge = evaluation.get("judge", {})
-        sampled = range(0, len(prompts), max(1, len(prompts) // NUM_SAMPLES))[:NUM_SAMPLES]
+        picked = range(0, len(prompts), max(1, len(prompts) // NUM_SAMPLES))[:NUM_SAMPLES]
         return {
             "revision": revision(),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": _machine(folder),
             "start": _weights(folder / self.plan.contest.start),
-            "steps": len(log),
-            "seconds": round(sum(row["train/seconds"] for row in log), 1),
-            "peak_gb": manifest["peak_rss_gb"],
-            "trained_tokens": round(sum(row.get("train/tokens", 0) for row in log)),
-            "metrics": manifest["metrics"],
-            "notes": manifest["notes"],
+            **(UNTRAINED if method == BASE.name else _trained(folder / method)),
             "prompts": [prompt["id"] for prompt in prompts],
             "scores": [round(score, 5) for score in judge.get("scores", {}).get(method, [])],
+            "measured": measured(evaluation, method, self.plan.contest.evaluate.get("rules") or {}),
             "judge": {name: value for name, value in judge.items() if name != "scores" and value == value},  # no NaN
             "tokens": [answer["tokens"] for answer in said],
             "ended": [answer["finish"] == "stop" for answer in said],
             "kl": [round(answer["kl"], 4) for answer in said],
-            "samples": [{"prompt": prompts[i]["prompt"], "answer": said[i]["text"]} for i in sampled],
+            "samples": [{"prompt": prompts[i]["prompt"], "answer": said[i]["text"]} for i in picked],
         }
 
     def _make_ready(self, method: str, seed: int) -> None:
-        """Train what a method rests on in another process: its peak memory is no part of the method's."""
-        recipe = self._recipe(method, seed, evaluate=False)
-        del recipe["stages"][method]
+        """Train what a method and its evaluation rest on in another process: its memory is not the method's.
+
+        What a start is evaluated by may rest on the start itself, so that is trained after it, in one process.
+        """
+        recipe = self._recipe(method, seed, evaluate=method != self.plan.contest.start)
+        for name in (method, f"evaluate-{method}"):
+            recipe["stages"].pop(name, None)
         names = tuple(recipe["stages"])
         if names and (seed, names) not in self.ready:
             self._start(recipe, f"before-{method}")
@@ -161,6 +164,31 @@ class _Work:
         if code:
             how = f"was killed by signal {-code}" if code < 0 else f"stopped with exit code {code}"
             raise UserError(f"'trimtab run {path}' {how}; once that is put right, the same bake-off goes on")
+
+
+def measured(evaluation: Mapping[str, Any], method: str, rules: Mapping[str, Any]) -> dict[str, list[float]]:
+    """What the rules and the reward model give to each of a method's answers, by what the table calls them.
+
+    One rule goes by its name; the weighted sum of several is ``rules``.
+    """
+    (name,) = rules if len(rules) == 1 else ("rules",)
+    found = {name: evaluation.get("rule_scores", {}), "reward model": evaluation.get("reward_scores", {})}
+    return {name: [round(score, 5) for score in by[method]] for name, by in found.items() if by}
+
+
+def _trained(folder: Path) -> Row:
+    """What a method's training did and cost; of what was sampled, also the answers that nothing was learned from."""
+    manifest, log = json.loads((folder / "manifest.json").read_text()), _log(folder)
+    return {
+        "steps": len(log),
+        "seconds": round(sum(row["train/seconds"] for row in log), 1),
+        "peak_gb": manifest["peak_rss_gb"],
+        "trained_tokens": round(sum(row.get("train/tokens", 0) for row in log)),
+        "sampled": round(sum(row.get("rollout/sampled", 0) for row in log)),
+        "sampled_tokens": round(sum(row.get("rollout/sampled", 0) * row.get("rollout/length", 0) for row in log)),
+        "metrics": manifest["metrics"],
+        "notes": manifest["notes"],
+    }
 
 
 def _basis(identity: Identity) -> Row:
