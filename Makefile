@@ -11,7 +11,7 @@ setup: .venv/.made ## make .venv with pinned versions (pip's own settings are ho
 .venv/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip # --group needs pip 25.1
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[rules,environments]" --group dev
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[rules,environments,feedback]" --group dev
 	@$(BIN)/python -c 'import torch as t; print("torch", t.__version__, "for", f"CUDA {t.version.cuda}" if t.version.cuda else "the CPU")'
 	@touch $@
 

@@ -27,7 +27,7 @@ from trimtab.registry import PREFERENCE_LOSSES, REWARD_LOSSES, STAGES
 TINY = ("model=tiny", "dtype=float32", "lora.rank=4", "epochs=0.1", "micro_tokens=4096")
 COMMANDS = (
     (), ("run",), ("train",), ("bakeoff",), ("generate",), ("chat",), ("score",), ("list",), ("show",), ("doctor",),
-    ("data",), ("data", "inspect"), ("data", "convert"),
+    ("data",), ("data", "inspect"), ("data", "convert"), ("data", "constrain"), ("data", "judge"),
 )  # fmt: skip
 RECIPE = """
 model: tiny

@@ -24,10 +24,11 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "trimtab errors seeds",
         "registry records",
         "artifacts tensors stats",
-        "config",
+        "config feedback",
         "losses advantages laws",
         "model",
         "rewards data train environments",
+        "serving",
         "stages report",
         "pipeline",
         "bakeoff listing console",
@@ -43,7 +44,7 @@ HEAVY = frozenset({"torch", "transformers", "peft"})
 LIGHT = (
     "trimtab.errors", "trimtab.seeds", "trimtab.registry", "trimtab.records", "trimtab.stats", "trimtab.artifacts",
     "trimtab.config", "trimtab.report", "trimtab.console", "trimtab.cli", "trimtab.data.inspect",
-    "trimtab.environments.grid", "trimtab.environments.text", "trimtab.environments.tasks",
+    "trimtab.environments.grid", "trimtab.environments.text", "trimtab.environments.tasks", "trimtab.feedback",
 )  # fmt: skip
 
 

@@ -22,7 +22,9 @@ from trimtab.cli import app
 from trimtab.config import Recipe, check_recipe, own_methods, read_plugins
 from trimtab.errors import ConfigError
 from trimtab.pipeline import run_recipe
+from trimtab.records.types import Answer, Group
 from trimtab.registry import OPEN, PREFERENCE_LOSSES, REWARD_LOSSES, use_plugins
+from trimtab.rewards.rule_scorer import RuleScorer
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "plugins"
 
@@ -55,6 +57,9 @@ def his(better: Tensor, worse: Tensor, margin: Tensor, probability: Tensor, *, s
     return softplus(sharp * (worse - better + margin))
 '''
 )
+
+
+NONE = "no preference/NAME.py and no reward/NAME.py and no rules/NAME.py and no tasks/NAME.py"
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +138,48 @@ def test_plugins_do_not_leak_into_the_next_recipe(own: Path) -> None:
     assert REWARD_LOSSES.added == ()
 
 
+SHOUT = """
+def shout(text: str, *, least: float = 0.5) -> float:
+    \"\"\"1 where at least the share ``least`` of the letters are capitals.\"\"\"
+    letters = [c for c in text if c.isalpha()]
+    return float(sum(map(str.isupper, letters)) >= least * max(1, len(letters)))
+"""
+
+
+def paid(plugins: str, rules: Any) -> Recipe:
+    policy = {"prompts": "quickstart/prompts", "rules": rules, "method": "rloo"}
+    return check_recipe({"plugins": plugins, "model": "tiny", "stages": {"policy": policy}}, "r.yaml")
+
+
+def test_a_rule_of_ones_own_pays(own: Path) -> None:
+    write(own, rules__shout=SHOUT)
+    recipe = paid(str(own), {"loud": {"rule": "shout", "least": 0.9, "weight": 2}, "shout": None})
+    settings = recipe.stages["policy"].settings["rules"]
+    assert settings == {"loud": {"rule": "shout", "least": 0.9, "weight": 2}, "shout": {"rule": "shout", "least": 0.5}}
+    scorer = RuleScorer.of(settings, "x")
+    group = Group(id="g", answers=(Answer(text="HELP me"), Answer(text="HELP")))
+    assert scorer.score([group]) == [[1.0, 3.0]]
+    assert {name: entry.name for name, entry in own_methods(recipe.stages["policy"]).items()} == {
+        "rules.loud": "shout", "rules.shout": "shout",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"shuot": {}}, "r.yaml: stages.policy.rules.shuot: no rule 'shuot'; did you mean 'shout'?"),
+        ({"a": {"rule": "shout", "leest": 1}}, "r.yaml: stages.policy.rules.a: no option 'leest'"),
+        ({"a": {"rule": "shout", "least": "x"}}, "r.yaml: stages.policy.rules.a.least='x'"),
+        ({"length": {"mots": 3}}, "r.yaml: stages.policy.rules.length: no option 'mots'"),
+    ],
+)
+def test_a_wrong_rule_is_refused_when_the_recipe_is_read(own: Path, rules: Any, said: str) -> None:
+    write(own, rules__shout=SHOUT)
+    with pytest.raises(ConfigError) as caught:
+        paid(str(own), rules)
+    assert str(caught.value).startswith(said)
+
+
 def test_an_edited_file_is_read_anew(own: Path) -> None:
     before = own_methods(check(str(own), method="mine").stages["x"])["method"]
     write(own, preference__mine=MINE.replace("0.1", "0.2"))
@@ -150,8 +197,8 @@ def test_an_edited_file_is_read_anew(own: Path) -> None:
     ("plugins", "said"),
     [
         ("nowhere", "r.yaml: plugins: no folder 'nowhere'"),
-        ("empty", "r.yaml: plugins: there is no preference/NAME.py and no reward/NAME.py in 'empty'"),
-        ("own/preference", "r.yaml: plugins: there is no preference/NAME.py and no reward/NAME.py in 'own/preference'"),
+        ("empty", f"r.yaml: plugins: there is {NONE} in 'empty'"),
+        ("own/preference", f"r.yaml: plugins: there is {NONE} in 'own/preference'"),
         (3, "r.yaml: plugins=3: input should be a valid tuple"),
         (["own", 3], "r.yaml: plugins.1=3: input should be a valid string"),
         (None, "r.yaml: plugins=None: input should be a valid tuple"),

@@ -102,7 +102,8 @@ def bakeoff(
 
     from trimtab.bakeoff import identify, left_out, load_bakeoff, read_rows, rows_of, run_bakeoff
     from trimtab.config import find_recipe
-    from trimtab.report.bakeoff import draw, notes, omissions, overview, page, verdict
+    from trimtab.report.bakeoff import notes, omissions, overview, page, verdict
+    from trimtab.report.bakeoff_pictures import draw, frontier
 
     plan = load_bakeoff(find_recipe(recipe), settings or [])
     folder, start = plan.output / plan.name, plan.contest.start
@@ -118,7 +119,8 @@ def bakeoff(
         raise DataError(". ".join([f"{path}: no rows of this bake-off yet", *omissions(others)]))
     folder.mkdir(parents=True, exist_ok=True)
     draw(mine, start, folder / "bakeoff.svg")
-    (folder / "bakeoff.md").write_text(page(mine, start, others, "bakeoff.svg"), encoding="utf-8")
+    second = "frontier.svg" if frontier(mine, start, folder / "frontier.svg") else None
+    (folder / "bakeoff.md").write_text(page(mine, start, others, "bakeoff.svg", second), encoding="utf-8")
     head, *lines = overview(mine, start)
     shown = Table(box=None, pad_edge=False)
     for name in head:
@@ -129,7 +131,8 @@ def bakeoff(
     for sentence in [verdict(mine, start), *notes(mine, start), *omissions(others)]:
         out.print(words(sentence))
     out.print(Text("table    ", style="bold") + words(str(folder / "bakeoff.md")))
-    out.print(Text("picture  ", style="bold") + words(str(folder / "bakeoff.svg")))
+    for picture in filter(None, ("bakeoff.svg", second)):
+        out.print(Text("picture  ", style="bold") + words(str(folder / picture)))
 
 
 def _run(recipe: Recipe) -> None:
@@ -314,6 +317,55 @@ def _sampler(model: str, settings: Sequence[str]) -> tuple[TorchSampler, Samplin
 def _answer(text: str, finish: str | None) -> Text:
     cut = Text(" (cut off at max_tokens)", style="dim") if finish == "length" else Text()
     return words(text) + cut
+
+
+@app.command(
+    name="serve-model",
+    epilog="Example: trimtab serve-model runs/quickstart/sft best=runs/quickstart/policy --port 8001",
+)
+def serve_model(
+    models: Annotated[list[str], typer.Argument(metavar="[NAME=]MODEL...", help="Models, as 'generate' takes them.")],
+    host: Annotated[str, typer.Option(help="The address to listen on; there is no login.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8001,
+    slots: Annotated[int, typer.Option(min=1, help="Answers that are written side by side.")] = 16,
+    waiting: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are refused with 429.")] = 64,
+    window: Annotated[int, typer.Option(min=2, help="Tokens of a prompt and its answer, if the model can.")] = 8192,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float32 or 4bit.")] = "auto",
+    drain: Annotated[int, typer.Option(min=0, help="Seconds that answers get to end after SIGTERM.")] = 30,
+    until_stdin_ends: Annotated[
+        bool, typer.Option("--until-stdin-ends", help="Stop when standard input is closed: with whoever started this.")
+    ] = False,
+) -> None:
+    """Serve models over HTTP, as OpenAI's API does: any client of it works with base URL http://HOST:PORT/v1.
+
+    Models of one base share its weights. The name of a model is its stage's, its folder's or file's, or what it is
+    found by; NAME=MODEL gives another.
+    """
+    from trimtab.serving.server import is_loopback, serve
+
+    if not is_loopback(host):
+        warnings.warn(f"whoever reaches {host}:{port} can use these models; there is no login", stacklevel=2)
+    serve(
+        _served(models), host=host, port=port, slots=slots, waiting=waiting, window=window, dtype=dtype, drain_s=drain,
+        until_stdin_ends=until_stdin_ends, ready=lambda address: out.print(words(f"serving at {address}/v1")),
+    )  # fmt: skip
+
+
+def _served(models: Sequence[str]) -> dict[str, ModelRef]:
+    """Models by the names that they are served under."""
+    from trimtab.pipeline import find_trained
+
+    found: dict[str, ModelRef] = {}
+    for word in models:
+        name, equals, model = word.partition("=")
+        ref = find_trained(model if equals else word)
+        if not equals:
+            path = Path(word)
+            name = ref.name if ref.artifact is not None or not path.exists() else path.resolve().stem
+        if name in found or not name:
+            raise ConfigError(f"two models would be served as {name!r}; name one of them: NAME={model or word}")
+        found[name] = ref
+    return found
 
 
 # --- looking around ---------------------------------------------------------------------------------------------------

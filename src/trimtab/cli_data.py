@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.console import err, out, words
+from trimtab.console import Live, err, out, words
 from trimtab.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -104,6 +104,46 @@ def constrain(
     groups = read_groups(source, format=format).groups
     found = constrained(groups, (fewest, most), seed, kinds=kind)
     out.print(words(f"{write_groups(target, found):,} prompts with constraints written to {target}"))
+
+
+@data_app.command(epilog="Example: trimtab data judge answers.jsonl pairs.jsonl --judge runs/mine/judge")
+def judge(
+    source: Source,
+    target: Annotated[Path, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet file.")],
+    judge: Annotated[str, typer.Option(help="The folder that a judge stage has left.")],
+    format: Format = None,
+) -> None:
+    """Have an AI judge compare the answers to every prompt, and write its verdicts as pairs with probabilities."""
+    from dataclasses import replace
+
+    from trimtab.pipeline import find_trained
+    from trimtab.records.codec import write_groups
+    from trimtab.records.read import read_groups
+    from trimtab.rewards.ai_judge import AIJudge
+
+    check_target(target)
+    found = find_trained(judge)
+    if found.artifact is None or found.artifact.stage != "judge":
+        raise ConfigError(f"{judge}: this is not the folder of a judge stage")
+    groups = read_groups(source, format=format).groups
+    live = Live(err)
+
+    def show(done: int, total: int) -> None:
+        if live.total != total:
+            live.begin("judging", total, "verdict")
+        live.advance(done, {})
+
+    try:
+        said = AIJudge.open(found).label(groups, progress=show)
+    finally:
+        live.close()
+    judged = [replace(g, verdicts=(*g.verdicts, *own)) for g, own in zip(groups, said, strict=True) if own]
+    if not judged:
+        raise DataError(f"{source}: there are no two different answers to one prompt in it to compare")
+    verdicts = sum(map(len, said))
+    out.print(words(f"{write_groups(target, judged):,} prompts with {verdicts:,} verdicts written to {target}"))
+    if len(judged) < len(groups):
+        err.print(words(f"left out: {len(groups) - len(judged):,} prompts without two different answers"))
 
 
 def check_target(path: Path | None) -> None:

@@ -23,7 +23,7 @@ import yaml
 
 from trimtab.artifacts import Artifact
 from trimtab.errors import ConfigError, did_you_mean
-from trimtab.registry import STAGES, Entry, Folder, Table, use_plugins
+from trimtab.registry import STAGES, Entry, Folder, Named, Table, use_plugins
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,9 +309,55 @@ def _beside(method: Entry, stage: Entry) -> dict[str, tuple[Any, inspect.Paramet
     return {name: (hints[name], option) for name, option in method.options.items()}
 
 
+def nested_methods(
+    entry: Entry, settings: Mapping[str, Any], where: str = ""
+) -> dict[tuple[str, ...], tuple[Named, Entry]]:
+    """The methods that options which are mappings name (``registry.Named``), by place, for those that are given."""
+    hints = typing.get_type_hints(entry.function, include_extras=True)
+    found: dict[tuple[str, ...], tuple[Named, Entry]] = {}
+    for name, hint in hints.items():
+        given = settings.get(name)
+        for mark in getattr(hint, "__metadata__", ()):
+            if not isinstance(mark, Named) or not isinstance(given, Mapping):
+                continue
+            inside: dict[tuple[str, ...], Any] = {(name,): given}
+            if mark.each:
+                inside = {(name, str(key)): own or {} for key, own in given.items()}
+            for place, own in inside.items():
+                if isinstance(own, Mapping):  # what is none is refused by whoever reads it
+                    found[place] = (mark, _nested(mark, place, own, where))
+    return found
+
+
+def _nested(mark: Named, place: tuple[str, ...], own: Mapping[str, Any], where: str) -> Entry:
+    chosen = own.get(mark.key) or (place[-1] if mark.each else None)
+    if chosen is None or chosen not in mark.folder:
+        said = f"no {mark.folder.what} {chosen!r}" if chosen is not None else f"option {mark.key!r} is missing"
+        raise ConfigError(f"{'.'.join((where, *place))}: {said}{did_you_mean(str(chosen or ''), mark.folder)}")
+    method = mark.folder[chosen]
+    for name in (mark.key, *mark.beside):
+        if name in method.options:
+            raise ConfigError(f"{method.path}: {method.name!r} cannot have an option {name!r}; rename it")
+    return method
+
+
+def _check_nested(entry: Entry, settings: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Check what stands beside the name of a method in an option that is a mapping, and fill in defaults."""
+    found = dict(settings)
+    for place, (mark, method) in nested_methods(entry, settings, where).items():
+        given = settings[place[0]][place[1]] or {} if mark.each else settings[place[0]]
+        ours = {key: value for key, value in given.items() if key in mark.beside}
+        own = {key: value for key, value in given.items() if key not in (mark.key, *mark.beside)}
+        checked = {mark.key: method.name, **ours, **check_settings(method, own, ".".join((where, *place)))}
+        found[place[0]] = {**found[place[0]], place[1]: checked} if mark.each else checked
+    return found
+
+
 def own_methods(config: StageConfig) -> dict[str, Entry]:
     """The user's own methods among those that a stage's settings name, by option."""
-    named = {name: folder[config.settings[name]] for name, folder in method_folders(STAGES[config.stage]).items()}
+    stage = STAGES[config.stage]
+    named = {name: folder[config.settings[name]] for name, folder in method_folders(stage).items()}
+    named |= {".".join(place): method for place, (_, method) in nested_methods(stage, config.settings).items()}
     return {name: method for name, method in named.items() if method.digest}
 
 
@@ -325,6 +371,7 @@ def check_settings(entry: Entry, settings: Mapping[str, Any], where: str) -> dic
     for key, (_, parameter) in known.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
             raise ConfigError(f"{where}: option {key!r} is missing")
+    settings = _check_nested(entry, settings, where)
     fields = {name: (_plain(hint), _default(parameter)) for name, (hint, parameter) in known.items()}
     return _validate(fields, settings, f"{where}.")
 

@@ -245,6 +245,21 @@ def _load(file: Path) -> tuple[ModuleType, str]:
     return module, hashlib.sha256(source).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A mark on an option that is a mapping: ``Annotated[Mapping[str, Any] | None, Named(TASKS, "task")]``.
+
+    Under ``key`` the mapping names a method of ``folder``, and the method's own options stand beside that. ``each``: it
+    is a mapping of such mappings, and a name is the method's too where ``key`` is missing. ``beside`` are options that
+    are not the method's.
+    """
+
+    folder: Folder
+    key: str
+    each: bool = False
+    beside: tuple[str, ...] = ()
+
+
 STAGES = Folder("trimtab.stages", "stage")
 ADVANTAGES = Folder("trimtab.advantages", "advantage estimator")
 POLICY_LOSSES = Folder("trimtab.losses.policy", "policy loss")
@@ -270,23 +285,26 @@ REWARD_LOSSES = Folder(
     },
     place=True,
 )
+TASKS = Folder("trimtab.environments.tasks", "text environment")
 RULES = Folder("trimtab.rewards.rules", "rule", {"text": ("text", "prompt", "truth", "meta", "ended")})
 OPEN: Mapping[str, Folder] = {"preference": PREFERENCE_LOSSES, "reward": REWARD_LOSSES}  # to losses of the user's own
+PLUGINS: Mapping[str, Folder] = {**OPEN, "rules": RULES, "tasks": TASKS}  # all that a user's folder may hold
 
 
 def use_plugins(folders: Sequence[str | Path], where: str = "") -> None:
-    """Add the losses of a user's folders, read anew, and forget those of any others.
+    """Add the losses, rules and tasks of a user's folders, read anew, and forget those of any others.
 
-    A folder holds ``preference/NAME.py`` and ``reward/NAME.py``, as ``trimtab/losses`` does.
+    A folder holds ``preference/NAME.py`` and ``reward/NAME.py``, as ``trimtab/losses`` does, ``rules/NAME.py``, as
+    ``trimtab/rewards``, and ``tasks/NAME.py``, as ``trimtab/environments``.
 
     Raises ``ConfigError``, after ``where``, for a folder that is not there or holds none; and see ``Folder.add``.
     """
-    for losses in OPEN.values():
-        losses.clear_added()
+    for known in PLUGINS.values():
+        known.clear_added()
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ConfigError(f"{where}plugins: no folder {str(folder)!r}")
-        kinds = [kind for kind in OPEN if (folder / kind).is_dir()]
-        if not [name for kind in kinds for name in OPEN[kind].add(folder / kind)]:
-            files = " and no ".join(f"{kind}/NAME.py" for kind in OPEN)
+        kinds = [kind for kind in PLUGINS if (folder / kind).is_dir()]
+        if not [name for kind in kinds for name in PLUGINS[kind].add(folder / kind)]:
+            files = " and no ".join(f"{kind}/NAME.py" for kind in PLUGINS)
             raise ConfigError(f"{where}plugins: there is no {files} in {str(folder)!r}")

@@ -145,6 +145,25 @@ def test_a_group_can_be_chosen() -> None:
         arithmetic().reset(options={"index": 0})
 
 
+def test_a_group_can_be_handed_in() -> None:
+    for env in (arithmetic(), OneTurn([group("a")], length)):
+        mine = group("b", truth="7")
+        for seed in (0, None):
+            assert env.reset(seed=seed, options={"group": mine}) == (mine.prompt, {"group": mine, "turn": 0})
+        assert env.step("7")[4]["group"] == mine.with_answers((Answer(text="7"),))
+        for wrong in ({"group": "b"}, {"group": None}, {"group": group(), "index": 0}):
+            with pytest.raises(ConfigError, match="starts from one Group"):
+                env.reset(options=wrong)
+
+
+def test_what_episodes_start_from() -> None:
+    assert OneTurn([group("a"), group("b")], length).starts(range(9)) == (group("a"), group("b"))
+    made = arithmetic(difficulty=3).starts([5, 6, 5])
+    assert made[0] == made[2] != made[1]
+    assert made[0] == make_sum(np.random.default_rng(5), difficulty=3)
+    assert arithmetic(difficulty=3).reset(seed=5)[1]["group"] == made[0]  # as Gymnasium would have it
+
+
 def test_settings_that_do_not_fit() -> None:
     with pytest.raises(DataError, match="at least one Group"):
         OneTurn([], length)

@@ -10,6 +10,6 @@ All of them are Gymnasium environments. Gymnasium is imported by these modules a
 
 from __future__ import annotations
 
-from trimtab.registry import Folder
+from trimtab.registry import TASKS
 
-TASKS = Folder("trimtab.environments.tasks", "text environment")
+__all__ = ["TASKS"]

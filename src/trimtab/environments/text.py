@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -128,7 +128,8 @@ class TextEnvironment(Env[Conversation, str], ABC):
     the other side has nothing more to say, ``truncated`` that ``max_turns`` answers were given before that.
 
     ``info["group"]`` is the Group, from the first step on with the answer so far, and ``info["turn"]`` counts the
-    answers. ``reset(options={"index": i})`` takes the i-th Group instead of a drawn one.
+    answers. ``reset(options={"index": i})`` takes the i-th Group instead of a drawn one, and ``{"group": group}`` any
+    Group at all; the seed then decides on what else is random.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium reads it from the class
@@ -152,6 +153,12 @@ class TextEnvironment(Env[Conversation, str], ABC):
     @abstractmethod
     def answered(self, group: Group, conversation: Conversation, last: bool) -> Outcome:
         """Judge the answer that a conversation ends with, and reply; ``last`` says that no other answer is let in."""
+
+    def starts(self, seeds: Iterable[int]) -> tuple[Group, ...]:
+        """Return the Groups that episodes start from: all there are, or one made up from each seed."""
+        if not callable(self.groups):
+            return self.groups
+        return tuple(self.groups(np.random.default_rng(seed)) for seed in seeds)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -189,9 +196,14 @@ class TextEnvironment(Env[Conversation, str], ABC):
         return "\n".join(f"{turn.role}: {turn.content}" for turn in self._conversation)
 
     def _chosen(self, options: dict[str, Any]) -> Group:
-        unknown = sorted(set(options) - {"index"})
+        unknown = sorted(set(options) - {"index", "group"})
         if unknown:
-            raise ConfigError(f"reset has no option {unknown[0]!r}{did_you_mean(unknown[0], ['index'])}")
+            raise ConfigError(f"reset has no option {unknown[0]!r}{did_you_mean(unknown[0], ['index', 'group'])}")
+        if "group" in options:
+            group = options["group"]
+            if not isinstance(group, Group) or len(options) > 1:
+                raise ConfigError(f"a conversation starts from one Group, not from {options!r:.80}")
+            return group
         if callable(self.groups):
             if options:
                 raise ConfigError("these prompts are made up one by one, so there is none to choose by its index")

@@ -6,6 +6,7 @@ that the actor started from (or no adapter at all), so it costs nothing.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -316,6 +317,21 @@ class Trunk:
         model: Any = self.peft
         model.unload()
         self.peft, self._layers, self._active, self._trained = None, [], None, []
+
+    def twin(self) -> Trunk:
+        """Another trunk on the same base weights, for another thread: adapters, and what is merged, are its own.
+
+        Weights are shared as storage: an adapter merged here does not show there.
+        """
+        assert not self._trained or self.peft is not None  # a base in training could not be shared
+        adapters = {id(p) for name in self.adapters for p in self.named_adapter_parameters(name).values()}
+        shared: dict[int, Any] = {id(self.loaded.tokenizer): self.loaded.tokenizer}
+        for parameter in self.base.parameters():
+            if id(parameter) not in adapters:
+                own = parameter if self.quantised else nn.Parameter(parameter.data, requires_grad=False)
+                shared[id(parameter)] = own
+        shared |= {id(buffer): buffer for buffer in self.base.buffers()}
+        return copy.deepcopy(self, shared)
 
     @property
     def decoder(self) -> nn.Module:

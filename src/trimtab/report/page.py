@@ -19,7 +19,7 @@ from trimtab.report.charts import histograms, win_rates
 from trimtab.report.panels import Drawn, stage_charts
 from trimtab.report.read import Evaluation, HeadToHead, ModelAnswer, PromptRow, RunRecord, StageRecord
 from trimtab.report.reading import Reading, curve, percent, short, worst
-from trimtab.report.words import Roles, init_of, roles, story
+from trimtab.report.words import SCORERS, Roles, init_of, roles, story
 from trimtab.stats.winrate import LENGTH_FRACTION, outcome
 
 SHOWN = 10
@@ -105,7 +105,11 @@ def render(run: RunRecord, health: Mapping[str, Sequence[Reading]]) -> str:
             for record in run.stages
             if record.rows or health.get(record.name)
         ],
-        rewards=[record for record in run.of_type("reward") if isfinite(record.metrics.get("heldout/accuracy", nan))],
+        rewards=[
+            record
+            for record in run.stages
+            if record.stage in SCORERS and isfinite(record.metrics.get("heldout/accuracy", nan))
+        ],
         nan=nan,
         flaws=flaw_shares,
         level_words={"ok": "fine", "watch": "watch", "bad": "bad"},

@@ -13,12 +13,23 @@ STAGE_WORDS: Mapping[str, str] = {
     "pretrain": "pretraining",
     "sft": "supervised fine-tuning",
     "reward": "a reward model",
+    "gated_reward": "a gated reward model",
+    "ensemble": "an ensemble",
+    "judge": "an AI judge",
     "preference": "preference optimisation",
     "policy": "reinforcement learning",
     "evaluate": "an evaluation",
     "label": "labelling",
     "promote": "promotion",
 }
+
+SCORERS: Mapping[str, str] = {
+    "reward": "The reward model",
+    "gated_reward": "The gated reward model",
+    "ensemble": "The ensemble",
+    "judge": "The judge",
+}
+"""Stage types that leave what gives answers a number."""
 
 TRAINED_ON_FEEDBACK = ("policy", "preference")
 """Stage types whose worth is shown against the model they started from, not against the base."""
@@ -213,8 +224,8 @@ def training_sentences(run: RunRecord) -> list[str]:
     for record in run.stages:
         loss, score, kl = (curve(record.rows, name) for name in ("train/loss", "rollout/score", "rollout/kl"))
         heldout = record.metrics.get("heldout/accuracy")
-        if record.stage == "reward" and heldout is not None and isfinite(heldout):
-            said.append(f"The reward model ({record.name}) orders {percent(heldout)} of held-out pairs rightly.")
+        if record.stage in SCORERS and heldout is not None and isfinite(heldout):
+            said.append(f"{SCORERS[record.stage]} ({record.name}) orders {percent(heldout)} of held-out pairs rightly.")
         elif score:
             cost = f", at a KL of {short(kl.end)} nats from the start" if kl else ""
             said.append(f"In {record.name} the reward went from {short(score.start)} to {short(score.end)}{cost}.")

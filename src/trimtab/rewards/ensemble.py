@@ -29,6 +29,7 @@ from trimtab.errors import ConfigError, ModelError
 from trimtab.model.source import resolve
 from trimtab.model.trunk import Trunk
 from trimtab.records.types import Group
+from trimtab.rewards.ai_judge import NO_TRUNK
 from trimtab.rewards.implicit import STAGES as IMPLICIT
 from trimtab.rewards.implicit import find_start, reference_beta
 from trimtab.rewards.reading import Trunks, read_card, unique
@@ -135,7 +136,8 @@ class Ensemble:
 def open_members(refs: Sequence[ModelRef], given: Mapping[str, Trunk], *, dtype: str) -> tuple[Scorer, ...]:
     """Open scorers; those on one base share a trunk."""
     trunks = Trunks(given, dtype=dtype)
-    return tuple(open_scorer(ref, trunk=trunks.of(ref.base), dtype=dtype) for ref in refs)
+    bases = (None if ref.base.startswith(NO_TRUNK) else trunks.of(ref.base) for ref in refs)
+    return tuple(open_scorer(ref, trunk=trunk, dtype=dtype) for ref, trunk in zip(refs, bases, strict=True))
 
 
 def rows(groups: Sequence[Group], flat: Tensor) -> list[list[float]]:

@@ -12,13 +12,16 @@ from pydantic import Field
 from trimtab.config import check_options, check_settings
 from trimtab.errors import ConfigError, RewardError
 from trimtab.records.types import Answer, Group
-from trimtab.registry import RULES, Entry
+from trimtab.registry import RULES, Entry, Named
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trimtab.model.trunk import Trunk
     from trimtab.tensors.tree import TreeBatch
+
+Rules = Annotated[Mapping[str, Mapping[str, Any] | None] | None, Named(RULES, "rule", each=True, beside=("weight",))]
+"""The type of a stage's option that names rules: ``{number: {weight: 1.0}}``."""
 
 TRUTHS = ("truth", "final")
 

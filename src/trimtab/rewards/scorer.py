@@ -5,6 +5,7 @@
     ensemble        several scorers as one                                     ensemble.py
     preference      beta log(policy / reference), or log p a token             implicit.py
     sft             log p a token                                              implicit.py
+    judge           how often a language model finds it the better of two      ai_judge.py
 
 ``trimtab score``, ``generate --best-of``, the policy stage's and evaluate's ``reward`` take any of them.
 """
@@ -20,6 +21,7 @@ from trimtab.config import ModelRef
 from trimtab.errors import ModelError
 from trimtab.model.trunk import SCORE_HEAD, Trunk
 from trimtab.records.types import Group
+from trimtab.rewards.ai_judge import AIJudge
 from trimtab.rewards.gated import GatedReward
 from trimtab.rewards.implicit import STAGES as IMPLICIT
 from trimtab.rewards.implicit import ImplicitReward
@@ -58,6 +60,8 @@ def open_scorer(model: ModelRef, *, trunk: Trunk | None = None, dtype: str = "au
     if model.artifact is None:
         raise ModelError(f"{model.name!r} is not a reward model: name a 'reward' stage or the folder of one")
     stage = model.artifact.stage
+    if stage == "judge":
+        return AIJudge.open(model)
     if stage == "ensemble":
         return Ensemble.open(model, trunk=trunk, dtype=dtype)
     if stage == "gated_reward":
@@ -65,3 +69,16 @@ def open_scorer(model: ModelRef, *, trunk: Trunk | None = None, dtype: str = "au
     if stage in IMPLICIT and not (model.artifact.folder / SCORE_HEAD).is_file():
         return ImplicitReward.open(model, trunk=trunk, dtype=dtype)
     return RewardModel.open(model, trunk=trunk, dtype=dtype)
+
+
+def only_compares(scorer: Scorer) -> bool:
+    """Tell whether a scorer says no more than which of several answers to a prompt is better.
+
+    Then one answer alone has no score, and the mean over the answers to a prompt is always the same: no curve of such
+    scores can rise.
+    """
+    from trimtab.rewards.ensemble import Ensemble
+
+    if isinstance(scorer, Ensemble):
+        return any(map(only_compares, scorer.scorers))
+    return isinstance(scorer, AIJudge) and scorer.against is None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.model.roles import Roles
 from trimtab.seeds import derive
+from trimtab.stages._episodes import as_item
 from trimtab.stages._items import Item
 from trimtab.stages._online_settings import KL, Compare
 from trimtab.stages._preference import Objective, Preference
@@ -92,7 +93,7 @@ class Comparison:
                 continue
             if self.compare.pairs == "extremes" and self.objective.kind != "list":
                 order = [order[0], order[-1]]
-            tokens = TokenGroup(prompt=item.prompt, answers=tuple(sample.flat[i].tokens for i in order))
+            tokens = as_item(item.prompt, [sample.flat[i] for i in order])
             found.append(self._item(tokens, [float(worth[i]) for i in order], reference[order]))
         return found
 

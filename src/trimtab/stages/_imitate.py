@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trimtab.model.roles import Roles
 from trimtab.seeds import derive
+from trimtab.stages._episodes import as_item
 from trimtab.stages._online_settings import KL, Keep
 from trimtab.stages._rollout import Sample
 from trimtab.stages._rounds import Rounds
@@ -99,7 +100,4 @@ def _demonstrations(sample: Sample, kept: list[int]) -> list[TokenGroup]:
     by_prompt: dict[int, list[int]] = {}
     for i in kept:
         by_prompt.setdefault(group[i], []).append(i)
-    return [
-        TokenGroup(prompt=sample.items[g].prompt, answers=tuple(sample.flat[i].tokens for i in own))
-        for g, own in by_prompt.items()
-    ]
+    return [as_item(sample.items[g].prompt, [sample.flat[i] for i in own]) for g, own in by_prompt.items()]

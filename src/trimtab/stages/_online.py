@@ -19,6 +19,7 @@ from trimtab.losses.value import clipped_value
 from trimtab.model.roles import Roles
 from trimtab.registry import ADVANTAGES, POLICY_LOSSES, Entry
 from trimtab.seeds import derive
+from trimtab.stages._episodes import credit_turns
 from trimtab.stages._methods import Method
 from trimtab.stages._online_settings import KL, Clip, Critic
 from trimtab.stages._rollout import Micro, Minibatch, Rollout, Sample, critic_values
@@ -27,7 +28,7 @@ from trimtab.stages._texts import Texts, Work
 from trimtab.tensors.aggregate import Totals, aggregate
 from trimtab.tensors.kl import kl_estimate
 from trimtab.tensors.masked import explained_variance, masked_mean, whiten
-from trimtab.tensors.shaping import leave_one_out, reward_to_go, token_rewards
+from trimtab.tensors.shaping import leave_one_out, reward_to_go, token_rewards, truncated_weights
 from trimtab.train.control import AdaptiveKL, FixedKL, KLControl
 from trimtab.train.least_squares import LeastSquares
 from trimtab.train.loop import Update, epoch_order
@@ -129,7 +130,7 @@ class Online:
         totals = Totals(
             tokens=float(sample.lengths[rows][counted].sum()),
             sequences=float(counted.sum()),
-            length=float(self.roller.sampling.max_tokens),
+            length=float(self.roller.cap),
         )
         work: list[Work] = []
         for micro in minibatch.micros:
@@ -148,6 +149,9 @@ class Online:
         mask, own = rollout.mask, scores[rollout.rows]
         beta = self.kl.beta if self.method.kl_loss is None else 0.0
         rewards = token_rewards(own, rollout.logps, rollout.ref_logps, mask, beta=beta)  # (B, T)
+        if sample.episodes and not (self.method.relative or self.method.greedy):  # these read sums alone
+            flat = [sample.flat[i] for i in rollout.rows.tolist()]
+            rewards = credit_turns(rewards, flat, own == whole[rollout.rows])
         if self.rounds.shaping.whiten:
             rewards = whiten(rewards, mask, shift_mean=False)
         returns = reward_to_go(rewards, mask, gamma=self.gamma)
@@ -156,7 +160,7 @@ class Online:
         advantages, targets = found if isinstance(found, tuple) else (found, returns)
         weights = torch.ones_like(rollout.logps)
         if self.clip.importance is not None and self._whole():
-            weights = (rollout.logps - rollout.sampled_logps).clamp(-20, 20).exp().clamp_max(self.clip.importance)
+            weights = truncated_weights(rollout.logps, rollout.sampled_logps, cap=self.clip.importance)
         log.add({"rollout/reward": rewards.sum(-1), "train/beta": self.kl.beta})
         if self._whole():
             gap = (rollout.logps - rollout.sampled_logps)[mask].abs()

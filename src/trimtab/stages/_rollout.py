@@ -16,11 +16,12 @@ from torch import Tensor
 from trimtab.errors import RewardError
 from trimtab.model.roles import Role, Roles
 from trimtab.model.sampler import Sampled, Sampler, Sampling
-from trimtab.records.types import Answer, Group
+from trimtab.records.types import Group
 from trimtab.rewards.reward_model import RewardModel
 from trimtab.rewards.rule_scorer import RuleScorer
 from trimtab.rewards.scorer import Scorer
 from trimtab.seeds import derive
+from trimtab.stages._episodes import Episode, Episodes, as_answer, as_item, own_tokens
 from trimtab.tensors.tree import TokenGroup, TreeBatch, pack, split_by_tokens
 from trimtab.train.run import release_memory
 
@@ -46,6 +47,15 @@ class Minibatch:
     answers: slice
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """Answers as the sampler gave them, and the number of rounds that its weights had learned from."""
+
+    answers: list[list[Sampled]]  # G x k
+    greedy: list[list[Sampled]] | None = None  # G x 1
+    version: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """The answers of a step, and what they are worth. Prompts are numbered as they stand here."""
@@ -69,8 +79,13 @@ class Sample:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens, (B,)."""
-        return torch.tensor([float(len(answer.tokens)) for answer in self.flat])
+        """Tokens of the policy's own, (B,)."""
+        return torch.tensor([float(sum(own_tokens(answer))) for answer in self.flat])
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """The answers that are conversations, which all are or none."""
+        return [answer for answer in self.flat if isinstance(answer, Episode)]
 
     @property
     def group(self) -> Tensor:
@@ -134,38 +149,64 @@ class Rollout:
 class Roller:
     """Makes rollouts: the prompts, the sampler, the models that read the answers.
 
-    The score of an answer is ``weight`` times the reward model's, plus what the rules give.
+    The score of an answer is ``weight`` times the reward model's, plus what the rules give; with ``episodes``, in which
+    answers are conversations, plus what the environment paid.
     """
 
     def __init__(
         self, roles: Roles, sampler: Sampler, reward: Scorer | None, groups: Sequence[Group],
         tokens: Sequence[TokenGroup], *, k: int, sampling: Sampling, minibatches: int, micro_tokens: int, seed: int,
-        rules: RuleScorer | None = None, weight: float = 1.0, greedy: bool = False,
+        rules: RuleScorer | None = None, weight: float = 1.0, greedy: bool = False, episodes: Episodes | None = None,
     ) -> None:  # fmt: skip
         self.roles, self.sampler, self.reward, self.rules, self.weight = roles, sampler, reward, rules, weight
-        self.groups, self.tokens = groups, tokens
+        self.groups, self.tokens, self.episodes = groups, tokens, episodes
         self.k, self.sampling, self.minibatches, self.greedy = k, sampling, minibatches, greedy
         self.micro_tokens, self.seed = micro_tokens, seed
         self._shared = self._on_the_critic()
 
-    @torch.no_grad()
-    def sample(self, step: int, chosen: Sequence[int], *, late: bool = True, again: int = 0) -> Sample:
-        """Sample ``k`` answers for each chosen prompt and score them.
+    @property
+    def cap(self) -> int:
+        """The most tokens of its own that an answer can have."""
+        return self.sampling.max_tokens * (1 if self.episodes is None else self.episodes.max_turns)
 
-        ``late``: leave the scores to ``read`` where the critic's pass gives them for nothing. ``again`` tells further
-        samples of one step apart.
+    def draw(self, sampler: Sampler, step: int, chosen: Sequence[int], *, again: int = 0) -> Drawn:
+        """Have ``k`` answers written to each chosen prompt, and the greedy one where the method wants it.
+
+        ``again`` tells further samples of one step apart.
         """
-        prompts = [self.tokens[i].prompt for i in chosen]
         seed = derive(self.seed, "rollout", step) if not again else derive(self.seed, "rollout", step, again)
-        answers = self.sampler.sample(prompts, k=self.k, sampling=self.sampling, seed=seed)
+        answers = self._written(sampler, chosen, self.k, self.sampling, seed)
         greedy = None
         if self.greedy:
-            greedy = self.sampler.sample(prompts, k=1, sampling=replace(self.sampling, temperature=0.0), seed=seed)
+            greedy = self._written(sampler, chosen, 1, replace(self.sampling, temperature=0.0), seed)
+        return Drawn(answers=answers, greedy=greedy, version=step)
+
+    def _written(
+        self, sampler: Sampler, chosen: Sequence[int], k: int, sampling: Sampling, seed: int
+    ) -> list[list[Sampled]]:
+        prompts = [self.tokens[i].prompt for i in chosen]
+        if self.episodes is None:
+            return sampler.sample(prompts, k=k, sampling=sampling, seed=seed)
+        groups = [self.groups[i] for i in chosen]
+        return self.episodes.play(sampler, groups, prompts, k=k, sampling=sampling, seed=seed)
+
+    @torch.no_grad()
+    def sample(
+        self, step: int, chosen: Sequence[int], *, late: bool = True, again: int = 0, drawn: Drawn | None = None
+    ) -> Sample:
+        """Sample ``k`` answers for each chosen prompt, unless they were ``drawn`` before, and score them.
+
+        ``late``: leave the scores to ``read`` where the critic's pass gives them for nothing.
+        """
+        if drawn is None:
+            drawn = self.draw(self.sampler, step, chosen, again=again)
         release_memory()  # the sampler's merged weights and cache, before the largest batches of the step
-        found = self._as_sample(chosen, answers)
-        if self._shared is None or self.rules is not None or not late:
+        found = self._as_sample(chosen, drawn.answers)
+        if self._shared is None or self.rules is not None or self.episodes is not None or not late:
             found = self._scored(found)
-        return found if greedy is None else replace(found, greedy=self._scored(self._as_sample(chosen, greedy)))
+        if drawn.greedy is None:
+            return found
+        return replace(found, greedy=self._scored(self._as_sample(chosen, drawn.greedy)))
 
     @torch.no_grad()
     def read(self, sample: Sample, keep: Collection[int] | None = None) -> Rollout:
@@ -199,7 +240,7 @@ class Roller:
         mask = torch.zeros(len(flat), width, dtype=torch.bool)
         sampled = torch.zeros(len(flat), width)
         for i, answer in enumerate(flat):
-            mask[i, : len(answer.tokens)] = True
+            mask[i, : len(answer.tokens)] = torch.tensor(own_tokens(answer))
             sampled[i, : len(answer.tokens)] = torch.tensor(answer.logps)
         if sample.scores is None:
             found = self._checked(sample, torch.cat(scores))
@@ -228,10 +269,7 @@ class Roller:
         return reward if reward.is_on(critic.trunk, critic.adapter) else None
 
     def _as_sample(self, chosen: Sequence[int], answers: Sequence[Sequence[Sampled]]) -> Sample:
-        items = (
-            TokenGroup(prompt=self.tokens[i].prompt, answers=tuple(a.tokens for a in own))
-            for i, own in zip(chosen, answers, strict=True)
-        )
+        items = (as_item(self.tokens[i].prompt, own) for i, own in zip(chosen, answers, strict=True))
         return Sample(prompts=tuple(chosen), answers=tuple(map(tuple, answers)), items=tuple(items))
 
     def _cut(self, sample: Sample, keep: Collection[int] | None = None) -> tuple[Minibatch, ...]:
@@ -256,9 +294,7 @@ class Roller:
         """The sampled answers as records."""
         chat = self.roles.actor.trunk.chat
         return [
-            self.groups[i].with_answers(
-                tuple(Answer(text=chat.decode(a.tokens), finish=a.finish, logprob=sum(a.logps)) for a in own)
-            )
+            self.groups[i].with_answers(tuple(as_answer(answer, chat) for answer in own))
             for i, own in zip(sample.prompts, sample.answers, strict=True)
         ]
 
@@ -273,12 +309,17 @@ class Roller:
         return self._checked(sample, found)
 
     def _scored(self, sample: Sample) -> Sample:
-        """The same with the score of every answer (B,), and what each rule gave it."""
+        """The same with the score of every answer (B,), and what each rule (or the environment) gave it."""
         device = self.roles.actor.trunk.device
         total = torch.zeros(len(sample.flat), device=device)
         if self.reward is not None:
             total = self.score_by(self.reward, sample) * self.weight
         parts: dict[str, Tensor] = {}
+        if sample.episodes:
+            paid = torch.tensor([episode.reward for episode in sample.episodes], device=device)
+            total = total + paid
+            if self.reward is not None or self.rules is not None:
+                parts["environment"] = paid
         if self.rules is not None:
             for name, rows in self.rules.parts(self.as_groups(sample)).items():
                 parts[name] = torch.tensor([score for row in rows for score in row], device=device)

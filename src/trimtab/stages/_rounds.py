@@ -10,6 +10,8 @@ from torch import Tensor
 
 from trimtab.rewards.checks import repeated_ngrams
 from trimtab.seeds import derive
+from trimtab.stages._ahead import Ahead
+from trimtab.stages._episodes import own_words
 from trimtab.stages._online_settings import Keep, Shaping
 from trimtab.stages._rollout import Roller, Rollout, Sample
 from trimtab.stages._watch import Watch
@@ -31,25 +33,37 @@ class Rounds:
     ) -> None:  # fmt: skip
         self.run, self.roller, self.num_prompts, self.batch, self.watch = run, roller, num_prompts, batch, watch
         self.keep, self.shaping = keep, shaping
+        self.ahead: Ahead | None = None  # whoever samples beside the learning
         self.normaliser = RewardNormaliser(kind=shaping.normalise, clip=shaping.clip)
 
     def state(self) -> dict[str, Any]:
-        """The scale of the scores, and what the watch has seen."""
+        """The scale of the scores, what the watch has seen, and the rounds that were sampled ahead."""
         watch = {} if self.watch is None else {"watch": self.watch.state()}
-        return {"normaliser": self.normaliser.state(), **watch}
+        ahead = {} if self.ahead is None else {"ahead": self.ahead.state()}
+        return {"normaliser": self.normaliser.state(), **watch, **ahead}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put them back."""
         self.normaliser.load(state["normaliser"])
         if self.watch is not None:
             self.watch.load(state["watch"])
+        if self.ahead is not None:
+            self.ahead.load(state["ahead"])
+
+    def chosen(self, step: int) -> list[int]:
+        """The prompts of a round."""
+        return batch_at(step, self.num_prompts, self.batch, self.run.seed)
 
     def sample(self, step: int, log: Means, *, late: bool = False) -> Sample:
         """The step's answers; ``late``: their scores may be left to the critic's pass."""
-        chosen = batch_at(step, self.num_prompts, self.batch, self.run.seed)
+        chosen, drawn = self.chosen(step), None
+        if self.ahead is not None:
+            drawn = self.ahead.take(step)
+            log.add({"rollout/staleness": float(step - drawn.version)})
         if self.keep.how != "mixed":
-            return self.roller.sample(step, chosen, late=late)
-        found = self._mixed(self.roller.sample(step, chosen, late=False))
+            log.add({"rollout/sampled": self._written(len(chosen))})
+            return self.roller.sample(step, chosen, late=late, drawn=drawn)
+        found = self._mixed(self.roller.sample(step, chosen, late=False, drawn=drawn))
         spare = [i for i in epoch_order(self.num_prompts, derive(self.run.seed, "more", step), 0) if i not in chosen]
         asked = len(chosen)
         for again in range(1, self.keep.rounds):
@@ -58,8 +72,12 @@ class Rounds:
                 break
             found = found.beside(self._mixed(self.roller.sample(step, more, late=False, again=again)))
             asked += len(more)
-        log.add({"rollout/prompts_sampled": float(asked), "rollout/mixed": len(found.prompts) / asked})
+        log.add({"rollout/sampled": self._written(asked), "rollout/mixed": len(found.prompts) / asked})
         return found
+
+    def _written(self, prompts: int) -> float:
+        """Answers to that many prompts, greedy ones included."""
+        return float(prompts * (self.roller.k + self.roller.greedy))
 
     def _mixed(self, sample: Sample) -> Sample:
         """The prompts whose answers differ in score."""
@@ -76,9 +94,10 @@ class Rounds:
         shaping, ended = self.shaping, sample.ended.to(scores.device)
         scores = eos_shaping(self.normaliser.normalise(scores), ended, mode=shaping.eos, penalty=shaping.penalty)
         if shaping.overlong:
-            cap = self.roller.sampling.max_tokens
             lengths = sample.lengths.to(scores.device)
-            scores = scores + overlong_penalty(lengths, cap=cap, ramp=shaping.overlong, penalty=shaping.penalty)
+            scores = scores + overlong_penalty(
+                lengths, cap=self.roller.cap, ramp=shaping.overlong, penalty=shaping.penalty
+            )
         return scores
 
     def judged(self, step: int, log: Means, *, beta: float) -> tuple[Sample, Rollout, Tensor] | None:
@@ -103,7 +122,7 @@ class Rounds:
         lengths = sample.lengths.to(scores.device)
         kl = ((rollout.logps - rollout.ref_logps) * rollout.mask).sum(-1)
         chat = self.roller.roles.actor.trunk.chat
-        repeated = [repeated_ngrams(chat.decode(answer.tokens), NGRAM) for answer in sample.flat]
+        repeated = [repeated_ngrams(own_words(answer, chat), NGRAM) for answer in sample.flat]
         log.add(
             {
                 "rollout/score": scores,
@@ -116,6 +135,9 @@ class Rounds:
                 **{f"rollout/score/{name}": part for name, part in sample.parts.items()},
             }
         )
+        if sample.episodes and self.roller.cap > self.roller.sampling.max_tokens:  # of several turns
+            log.add({"rollout/turns": torch.tensor([float(len(episode.turns)) for episode in sample.episodes])})
+            log.add({"rollout/no_room": torch.tensor([float(episode.no_room) for episode in sample.episodes])})
         if self.watch is not None:
             self.watch.look(step, sample, kl, log)
         return kl

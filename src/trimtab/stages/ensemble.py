@@ -30,6 +30,7 @@ from trimtab.rewards.ensemble import (
 from trimtab.rewards.scorer import Scorer
 from trimtab.stages import Result
 from trimtab.stages._gated_fit import spearman
+from trimtab.stages._judge_report import by_characters
 from trimtab.stages._reward_report import compare_verdicts, report_pairs
 from trimtab.train.run import Run, invariant
 
@@ -137,7 +138,7 @@ def _agreement(table: Tensor) -> dict[str, float]:
 def _measure(run: Run, whole: Ensemble, heldout: DataRef, bad: Bad) -> dict[str, float]:
     """Accuracy on held-out pairs: the ensemble's as stage ``reward`` tells it, every member's, "the longer wins"."""
     groups = read_judged(heldout.source, with_pairs, run=run, bad=bad).groups
-    tokens = [whole.trunks[0].chat.group(group) for group in groups]
+    tokens = [whole.trunks[0].chat.group(group) for group in groups] if whole.trunks else by_characters(groups)
 
     def report(scores: Tensor) -> dict[str, float]:
         return report_pairs(compare_verdicts(groups, tokens, rows(groups, scores)), std=None)

@@ -25,7 +25,7 @@ from trimtab.records.types import Answer, Group, Message, spread
 from trimtab.rewards.checks import CHECKS
 from trimtab.rewards.encoder import encoder, remembered
 from trimtab.rewards.encoder_judge import EncoderJudge
-from trimtab.rewards.rule_scorer import RuleScorer
+from trimtab.rewards.rule_scorer import Rules, RuleScorer
 from trimtab.rewards.scorer import Scorer, open_scorer
 from trimtab.seeds import derive
 from trimtab.stages import Result
@@ -50,7 +50,7 @@ def evaluate(
     judge_heldout: DataRef | None = None,
     encoder_model: ModelRef = ENCODER,
     reward: ModelRef | None = None,
-    rules: Mapping[str, Mapping[str, Any] | None] | None = None,
+    rules: Rules = None,
     limit: int = 100,
     sampling: Sampling = Sampling(temperature=0.7),  # noqa: B008 - frozen
     base_max_tokens: int = 192,
@@ -105,11 +105,13 @@ def evaluate(
         by_reward = _scores(open_scorer(reward, dtype=run.dtype), groups, answers)
         report["reward_model"] = {name: sum(own) / len(own) for name, own in by_reward.items()}
         report["by_reward"] = _head_to_head(answers, by_reward)
+        report["reward_scores"] = by_reward
         metrics |= {f"reward_model/{name}": mean for name, mean in report["reward_model"].items()}
     if checked_by is not None:
         by_rules = _scores(checked_by, groups, answers)
         report["rules"] = {name: sum(own) / len(own) for name, own in by_rules.items()}
         report["by_rules"] = _head_to_head(answers, by_rules)
+        report["rule_scores"] = by_rules
         metrics |= {f"rules/{name}": mean for name, mean in report["rules"].items()}
     if referee is not None:
         report["judge"], scores = referee.read(run, judge_heldout, groups, answers, bad)
@@ -207,14 +209,12 @@ def _mean(values: Sequence[bool]) -> float:
 
 def _scores(scorer: Scorer, groups: Sequence[Group], answers: Samples) -> dict[str, list[float]]:
     """What a scorer thinks of each model's answers: high here and level at the judge is over-optimisation."""
-    found: dict[str, list[float]] = {}
-    for name, rows in answers.items():
-        judged = [
-            group.with_answers((Answer(text=row["text"], finish=row["finish"]),))
-            for group, row in zip(groups, rows, strict=True)
-        ]
-        found[name] = [float(own[0]) for own in scorer.score(judged)]
-    return found
+    judged = [
+        group.with_answers(tuple(Answer(text=row["text"], finish=row["finish"]) for row in rows))
+        for group, *rows in zip(groups, *answers.values(), strict=True)
+    ]
+    found = scorer.score(judged)
+    return {name: [float(row[place]) for row in found] for place, name in enumerate(answers)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,13 +16,16 @@ from trimtab.errors import ConfigError
 from trimtab.model.roles import Layout, Roles, build_roles
 from trimtab.model.sampler import Sampling, TorchSampler
 from trimtab.model.trunk import Lora
-from trimtab.registry import ADVANTAGES, POLICY_LOSSES, PREFERENCE_LOSSES
+from trimtab.registry import ADVANTAGES, POLICY_LOSSES, PREFERENCE_LOSSES, TASKS, Named
+from trimtab.rewards.ai_judge import AIJudge
 from trimtab.rewards.reading import ADAPTER
-from trimtab.rewards.rule_scorer import RuleScorer
-from trimtab.rewards.scorer import open_scorer
+from trimtab.rewards.rule_scorer import Rules, RuleScorer
+from trimtab.rewards.scorer import Scorer, only_compares, open_scorer
 from trimtab.seeds import derive
 from trimtab.stages import Result
+from trimtab.stages._ahead import Ahead
 from trimtab.stages._compare import Comparison
+from trimtab.stages._episodes import Episodes, environment_of
 from trimtab.stages._imitate import Imitation
 from trimtab.stages._methods import METHODS, Method
 from trimtab.stages._online import Online
@@ -35,6 +39,8 @@ from trimtab.train.loop import Pace, fit
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.run import Run
 
+REWARD_COMPARES = "the judge says only which of several answers to a prompt is better"
+
 AtLeastOne = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -42,15 +48,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 def policy(
     run: Run,
     *,
-    prompts: DataRef,
+    prompts: DataRef | None = None,
+    environment: Annotated[Mapping[str, Any] | None, Named(TASKS, "task")] = None,
     reward: ModelRef | None = None,
     reward_weight: float = 1.0,
-    rules: Mapping[str, Mapping[str, Any] | None] | None = None,
+    rules: Rules = None,
     init: ModelRef = BASE,
     method: Annotated[str, METHODS] = "ppo",
     steps: AtLeastOne = 16,
     batch: AtLeastOne = 8,
     answers: AtLeastOne = 4,
+    staleness: Annotated[int, Field(ge=0)] = 0,
     epochs: AtLeastOne = 1,
     minibatches: AtLeastOne = 1,
     lr: float = 1e-4,
@@ -79,8 +87,11 @@ def policy(
     Each step samples ``answers`` to each of ``batch`` prompts, then makes ``epochs`` x ``minibatches`` updates.
     ``method`` is a line of a table (``trimtab list methods``), which also has defaults of its own. An answer's score is
     ``reward_weight`` times the ``reward`` model's, plus what the ``rules`` give: each has options and a ``weight``.
+    ``environment``: a text environment instead of prompts, {task: NAME, ...}, whose conversations are the answers and
+    which pays, too.
     ``gold`` is a scorer that nothing is learned from: its curve stands beside the reward's, and ``guard`` stops the run
-    where it turns. ``roles`` says how many trunks carry the models. ``ptx`` mixes next-token learning on other texts
+    where it turns. ``staleness``: rounds are sampled beside the learning, by weights up to that many rounds old.
+    ``roles`` says how many trunks carry the models. ``ptx`` mixes next-token learning on other texts
     into every update (PPO-ptx; InstructGPT, eq. 2). ``bad``: rows that cannot be read or are too long are left out and
     named, or the run stops.
     """
@@ -89,6 +100,9 @@ def policy(
     _check(run, row, given)
     _check_idle(run, method, row, given)
     paid_by = RuleScorer.of(rules, f"stages.{run.name}.rules") if rules else None
+    world = None
+    if environment is not None:
+        world = environment_of(environment, f"stages.{run.name}.environment", paid=bool(reward or rules))
     layout = build_roles(
         init, reward, layout=roles, critic=critic.start if row.critic else None, frozen=critic.fit == "ridge",
         lora=lora, seed=derive(run.seed, "lora"), dtype=run.dtype,
@@ -96,10 +110,17 @@ def policy(
     actor = layout.actor
     trunk = actor.trunk
     scorer = None if reward is None else open_scorer(reward, trunk=layout.reward_trunk, dtype=run.dtype)
-    groups, tokens = encode(
-        [group.with_answers(()) for group in read_unjudged(prompts.source, run=run, bad=bad)],
-        trunk.chat, max_length=max_length - sampling.max_tokens, run=run, what="prompts", bad=bad,
-    )  # fmt: skip
+    episodes = None
+    if world is not None:
+        episodes = Episodes(world, trunk.chat, max_length=max_length, where=f"stages.{run.name}.environment")
+        wanted = steps * batch * keep.rounds
+        groups, tokens = episodes.starts(run, count=wanted, max_tokens=sampling.max_tokens, bad=bad)
+    else:
+        assert prompts is not None
+        groups, tokens = encode(
+            [group.with_answers(()) for group in read_unjudged(prompts.source, run=run, bad=bad)],
+            trunk.chat, max_length=max_length - sampling.max_tokens, run=run, what="prompts", bad=bad,
+        )  # fmt: skip
     mixed = mixed_in(
         run, trunk, actor.adapter, None if ptx is None else ptx.source, name="ptx", weight=ptx_weight, batch=ptx_batch,
         max_length=max_length, micro_tokens=micro_tokens, bad=bad,
@@ -107,9 +128,10 @@ def policy(
     roller = Roller(
         layout, TorchSampler(trunk, actor.adapter, stop=trunk.chat.stop), scorer, groups, tokens, k=answers,
         sampling=sampling, minibatches=minibatches, micro_tokens=micro_tokens, seed=run.seed, rules=paid_by,
-        weight=reward_weight, greedy=row.greedy,
+        weight=reward_weight, greedy=row.greedy, episodes=episodes,
     )  # fmt: skip
     second = None if gold is None else open_scorer(gold, trunk=layout.actor.trunk, dtype=run.dtype)
+    _check_scorers(run, scorer, second, alone=answers < 2 or row.greedy)
     watch = Watch(run, roller, guard, second, actor.parameters())
     rounds = Rounds(run, roller, num_prompts=len(tokens), batch=batch, keep=keep, shaping=shaping, watch=watch)
     task: Online | Imitation | Comparison
@@ -127,14 +149,32 @@ def policy(
             run, layout, rounds, row, epochs=epochs, kl=kl, clip=clip, critic=critic, gamma=gamma, lam=lam, ptx=mixed
         )
     pace = Pace(steps=steps + task.warmup, before=task.warmup)
+    if staleness:
+        rounds.ahead = Ahead(roller, actor, rounds.chosen, steps=pace.steps, staleness=staleness)
     shown = ("rollout/score", "rollout/kl", "rollout/ended")
     learners = _learners(layout, lr, critic, ridge=critic.fit == "ridge")
-    fit(run, task, Optimiser(learners), pace, show=shown, ended=lambda: bool(watch.stopped))
+    with rounds.ahead or nullcontext():
+        fit(run, task, Optimiser(learners), pace, show=shown, ended=lambda: bool(watch.stopped))
     watch.settle()
     assert actor.adapter is not None
     trunk.save_adapter(actor.adapter, run.folder)
     trunks = {id(t) for t in (*layout.trunks(), *(t for s in (scorer, second) if s is not None for t in s.trunks))}
     return Result(base=init.base, metrics={"data/prompts": len(tokens), "memory/trunks": len(trunks)})
+
+
+def _check_scorers(run: Run, reward: Scorer | None, gold: Scorer | None, *, alone: bool) -> None:
+    """Refuse a judge that can do no more than compare where answers come alone, or where its mean should rise."""
+    where = f"stages.{run.name}"
+    if reward is not None and alone and only_compares(reward):
+        raise ConfigError(
+            f"{where}.reward: {REWARD_COMPARES}, and here some answer comes alone: have 2 or more answers sampled by a "
+            "method without a greedy one, or give the judge's stage answers to compare with (against)"
+        )
+    if isinstance(gold, AIJudge) and only_compares(gold):  # of an ensemble, other members may rise
+        raise ConfigError(
+            f"{where}.gold: {REWARD_COMPARES}, so its curve could not rise: give the judge's stage answers to compare "
+            "with (against)"
+        )
 
 
 def _learners(layout: Roles, lr: float, critic: Critic, *, ridge: bool) -> list[ParameterGroup]:
@@ -167,7 +207,13 @@ def _check(run: Run, row: Method, given: Mapping[str, Any]) -> None:
     where = f"stages.{run.name}"
     reward, critic, answers, sampling = (given[name] for name in ("reward", "critic", "answers", "sampling"))
     batch, minibatches, keep = given["batch"], given["minibatches"], given["keep"]
-    if reward is None and not given["rules"]:
+    if (given["prompts"] is None) == (given["environment"] is None):
+        raise ConfigError(
+            f"{where}: answers are to 'prompts' or played in an 'environment': exactly one of the two must be given"
+        )
+    if given["environment"] is not None and given["staleness"]:
+        raise ConfigError(f"{where}.staleness: conversations in an environment are not sampled ahead; only answers are")
+    if given["environment"] is None and reward is None and not given["rules"]:
         raise ConfigError(f"{where}: option 'reward' or 'rules' is missing: nothing would say which answers are good")
     made = None if reward is None else reward.artifact
     if row.critic and critic.start == "reward" and made and not (made.whole or (made.folder / ADAPTER).is_file()):

@@ -36,6 +36,17 @@ def token_rewards(
     return torch.where(at_end, rewards + scores.detach().unsqueeze(1), rewards)
 
 
+def truncated_weights(logps: Tensor, sampled_logps: Tensor, *, cap: float) -> Tensor:
+    """What a token drawn by one policy counts for another, min(pi / behaviour, cap): (B, T) -> (B, T), no gradient.
+
+    It makes good what a sampler of older weights, other kernels or less precision drew otherwise; without the cap it
+    would be exact, and its variance without bound. The log-ratio is clamped to +-20.
+
+    Source: Ionides 2008 (truncated importance sampling); the decoupled objective of AReaL (arXiv:2505.24298), 5.2.
+    """
+    return (logps.detach() - sampled_logps.detach()).clamp(-20, 20).exp().clamp_max(cap)
+
+
 def reward_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
     """Sum what is still to come, G_t = r_t + gamma G_{t+1}, over the answer's tokens: (B, T) -> (B, T).
 

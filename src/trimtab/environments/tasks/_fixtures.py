@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 from trimtab.errors import DataError
@@ -11,6 +12,7 @@ from trimtab.records.read import read_groups
 from trimtab.records.types import Group
 
 
+@cache
 def fixture(name: str) -> tuple[Group, ...]:
     """Read a task's own Groups."""
     return read_groups(Path(__file__).with_name("data") / f"{name}.jsonl", format="group").groups
