@@ -170,6 +170,8 @@ def test_a_rule_of_ones_own_pays(own: Path) -> None:
         ({"shuot": {}}, "r.yaml: stages.policy.rules.shuot: no rule 'shuot'; did you mean 'shout'?"),
         ({"a": {"rule": "shout", "leest": 1}}, "r.yaml: stages.policy.rules.a: no option 'leest'"),
         ({"a": {"rule": "shout", "least": "x"}}, "r.yaml: stages.policy.rules.a.least='x'"),
+        ({"a": {"rule": "shout", "weight": "heavy"}}, "r.yaml: stages.policy.rules.a: weight='heavy'"),
+        ({2024: {"rule": "shout"}}, "r.yaml: stages.policy.rules: the name 2024 must be text; put it in quotes"),
         ({"length": {"mots": 3}}, "r.yaml: stages.policy.rules.length: no option 'mots'"),
     ],
 )

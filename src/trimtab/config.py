@@ -322,7 +322,10 @@ def nested_methods(
                 continue
             inside: dict[tuple[str, ...], Any] = {(name,): given}
             if mark.each:
-                inside = {(name, str(key)): own or {} for key, own in given.items()}
+                wrong = [key for key in given if not isinstance(key, str)]
+                if wrong:
+                    raise ConfigError(f"{where}.{name}: the name {wrong[0]!r} must be text; put it in quotes")
+                inside = {(name, key): own or {} for key, own in given.items()}
             for place, own in inside.items():
                 if isinstance(own, Mapping):  # what is none is refused by whoever reads it
                     found[place] = (mark, _nested(mark, place, own, where))
@@ -335,7 +338,7 @@ def _nested(mark: Named, place: tuple[str, ...], own: Mapping[str, Any], where: 
         said = f"no {mark.folder.what} {chosen!r}" if chosen is not None else f"option {mark.key!r} is missing"
         raise ConfigError(f"{'.'.join((where, *place))}: {said}{did_you_mean(str(chosen or ''), mark.folder)}")
     method = mark.folder[chosen]
-    for name in (mark.key, *mark.beside):
+    for name in sorted(mark.ours):
         if name in method.options:
             raise ConfigError(f"{method.path}: {method.name!r} cannot have an option {name!r}; rename it")
     return method
@@ -346,9 +349,12 @@ def _check_nested(entry: Entry, settings: Mapping[str, Any], where: str) -> Mapp
     found = dict(settings)
     for place, (mark, method) in nested_methods(entry, settings, where).items():
         given = settings[place[0]][place[1]] or {} if mark.each else settings[place[0]]
-        ours = {key: value for key, value in given.items() if key in mark.beside}
-        own = {key: value for key, value in given.items() if key not in (mark.key, *mark.beside)}
-        checked = {mark.key: method.name, **ours, **check_settings(method, own, ".".join((where, *place)))}
+        at = ".".join((where, *place))
+        ours = {key: value for key, value in given.items() if key in mark.ours}
+        if mark.beside is not None:
+            ours = check_options(mark.beside, ours, at)
+        own = {key: value for key, value in given.items() if key not in mark.ours}
+        checked = {**ours, mark.key: method.name, **check_settings(method, own, at)}
         found[place[0]] = {**found[place[0]], place[1]: checked} if mark.each else checked
     return found
 

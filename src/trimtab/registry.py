@@ -14,7 +14,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -250,14 +250,19 @@ class Named:
     """A mark on an option that is a mapping: ``Annotated[Mapping[str, Any] | None, Named(TASKS, "task")]``.
 
     Under ``key`` the mapping names a method of ``folder``, and the method's own options stand beside that. ``each``: it
-    is a mapping of such mappings, and a name is the method's too where ``key`` is missing. ``beside`` are options that
-    are not the method's.
+    is a mapping of such mappings, and a name is the method's too where ``key`` is missing. ``beside`` is a dataclass of
+    options that are not the method's.
     """
 
     folder: Folder
     key: str
     each: bool = False
-    beside: tuple[str, ...] = ()
+    beside: type | None = None
+
+    @property
+    def ours(self) -> frozenset[str]:
+        """The names of the options that are not the method's."""
+        return frozenset({self.key, *(() if self.beside is None else (f.name for f in fields(self.beside)))})
 
 
 STAGES = Folder("trimtab.stages", "stage")

@@ -53,6 +53,18 @@ def test_grpo_needs_no_critic_and_puts_the_kl_in_the_loss(
     assert rows[2]["rollout/kl"] != 0.0
 
 
+@pytest.mark.parametrize("critic", [RIDGE, Critic(warmup=0)], ids=["of the critic's pass", "of its own"])
+def test_the_rewards_weight_counts_whichever_pass_gives_the_score(
+    tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef, critic: Critic
+) -> None:
+    one, two = (
+        train(tmp_path / str(weight), toy_reward, source, tuned, steps=1, critic=critic, reward_weight=weight)[0]
+        for weight in (1.0, -2.0)
+    )
+    assert two["rollout/score"] == pytest.approx(-2 * one["rollout/score"], rel=1e-5)
+    assert one["rollout/score"] != 0
+
+
 def test_a_ridge_critic_reads_the_reward_models_own_pass(
     tmp_path: Path, toy_reward: ModelRef, source: DataRef, tuned: ModelRef
 ) -> None:
@@ -259,6 +271,17 @@ def test_a_sampler_that_agrees_is_not_corrected(
         ({"critic": Critic(fit="ridge", lr=1.0)}, "critic.lr would change nothing: a ridge critic is solved for"),
         ({"critic": Critic(decay=0.5)}, "critic.decay would change nothing"),
         ({"kl": KL(horizon=5)}, "kl.horizon would change nothing: there is no kl.target"),
+        ({"kl": KL(beta=0.0, target=6.0)}, "kl.target would change nothing: kl.beta is 0: no weight to steer"),
+        ({"kl": KL(target=6.0, horizon=1)}, r"kl.horizon: 1 is too short for 6 answers a round: .* above 1.2"),
+        ({"shaping": Shaping(overlong=7)}, "shaping.overlong: 7 tokens before the cap is more than all of the 6"),
+        (
+            {"sampling": Sampling(max_tokens=6, top_p=0.9), "clip": Clip(importance=None)},
+            "clip.importance would change nothing: sampling is cut",
+        ),
+        (
+            {"sampling": Sampling(max_tokens=6, top_p=0.9), "staleness": 1},
+            "staleness: answers of older weights count by pi / pi_sampler",
+        ),
         ({"ptx_weight": 2.0}, "ptx_weight would change nothing: there is no ptx"),
         ({"batch": 3, "minibatches": 2}, "3 prompts cannot be cut into 2"),
         ({"lora": Lora(rank=7)}, "rank 7 and alpha 32 would change nothing: .* rank 4 and alpha 8"),

@@ -14,7 +14,7 @@ import tiny_stages as tiny
 from trimtab.config import DataRef, ModelRef
 from trimtab.errors import ConfigError
 from trimtab.model.sampler import Sampling
-from trimtab.stages._online_settings import KL, Guard, Shaping
+from trimtab.stages._online_settings import KL, Critic, Guard, Keep, Shaping
 from trimtab.stages.policy import policy
 
 DIRECTION = 0.3 * torch.randn(64, generator=torch.Generator().manual_seed(1))
@@ -61,6 +61,34 @@ def test_a_run_stops_where_the_gold_score_turns_and_keeps_the_best_round(
         sorted(t.double().sum().item() for t in saved.values())
     )
     assert not tiny.same_weights(tmp_path, tmp_path / "plain")
+
+
+def test_rounds_that_teach_a_critic_alone_are_not_compared(
+    tmp_path: Path, rewards: tuple[ModelRef, ModelRef], source: DataRef, lively: Path
+) -> None:
+    """The policy cannot move in them: a gold score that falls there is chance."""
+    reward, gold = rewards
+    given = {"method": "ppo", "critic": Critic(warmup=5), "guard": Guard(patience=1, window=1), "lr": 0.0, "steps": 2}
+    rows, notes = train(tmp_path, reward, source, lively, gold=gold, **given)
+    assert len(rows) == 7
+    assert all("rollout/gold" in row for row in rows)
+    assert not any("best at step" in note and int(note.split("step ")[2].split()[0]) < 5 for note in notes)
+
+
+def test_gold_sees_all_answers_where_prompts_are_chosen_by_them(
+    tmp_path: Path, rewards: tuple[ModelRef, ModelRef], source: DataRef, lively: Path
+) -> None:
+    """With a rule of 0 or 1 and two answers, the chosen prompts are at one half by construction."""
+    told = {
+        "reward_weight": 0.0, "rules": {"regex": {"pattern": "[a-m]"}}, "answers": 2, "lr": 0.0, "steps": 3,
+        "guard": Guard(patience=0),
+    }  # fmt: skip
+    reward, gold = rewards
+    mixed, _ = train(tmp_path / "mixed", reward, source, lively, gold=gold, keep=Keep(how="mixed", rounds=1), **told)
+    plain, _ = train(tmp_path / "plain", reward, source, lively, gold=gold, **told)
+    for name in ("rollout/score", "rollout/gold", "rollout/length"):
+        assert [row[name] for row in mixed] == pytest.approx([row[name] for row in plain])
+    assert any(row["rollout/mixed"] < 1 for row in mixed)
 
 
 def test_looking_changes_nothing(

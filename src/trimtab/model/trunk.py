@@ -323,8 +323,9 @@ class Trunk:
 
         Weights are shared as storage: an adapter merged here does not show there.
         """
-        assert not self._trained or self.peft is not None  # a base in training could not be shared
         adapters = {id(p) for name in self.adapters for p in self.named_adapter_parameters(name).values()}
+        frozen = (p for p in self.base.parameters() if id(p) not in adapters)
+        assert not any(p.requires_grad for p in frozen)  # a base in training could not be shared
         shared: dict[int, Any] = {id(self.loaded.tokenizer): self.loaded.tokenizer}
         for parameter in self.base.parameters():
             if id(parameter) not in adapters:

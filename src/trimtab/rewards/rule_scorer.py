@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from trimtab.model.trunk import Trunk
     from trimtab.tensors.tree import TreeBatch
 
-Rules = Annotated[Mapping[str, Mapping[str, Any] | None] | None, Named(RULES, "rule", each=True, beside=("weight",))]
-"""The type of a stage's option that names rules: ``{number: {weight: 1.0}}``."""
-
 TRUTHS = ("truth", "final")
 
 
@@ -32,6 +29,10 @@ class Use:
 
     rule: str = ""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
+Rules = Annotated[Mapping[str, Mapping[str, Any] | None] | None, Named(RULES, "rule", each=True, beside=Use)]
+"""The type of a stage's option that names rules: ``{number: {weight: 1.0}}``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

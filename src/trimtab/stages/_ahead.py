@@ -29,14 +29,17 @@ class _ClosedError(Exception):
 class Ahead:
     """Rounds in the making: a thread that samples with its own copy of the policy's adapter.
 
-    The base's weights are shared; the copy of the adapter is taken when a round is asked for.
+    The base's weights are shared; the copy of the adapter is taken when a round is asked for. While it samples, the
+    weights with the adapter in them are there beside what training needs: a second copy of the adapted layers.
     """
 
     def __init__(
-        self, roller: Roller, actor: Role, chosen: Callable[[int], list[int]], *, steps: int, staleness: int
-    ) -> None:
+        self, roller: Roller, actor: Role, chosen: Callable[[int], list[int]], *, steps: int, staleness: int,
+        over: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         assert actor.adapter is not None
         self.roller, self.actor, self.chosen, self.steps, self.staleness = roller, actor, chosen, steps, staleness
+        self.over = over
         self.adapter, self.twin = actor.adapter, actor.trunk.twin()
         self.pending: dict[int, Future[Drawn]] = {}
         self.closed = False
@@ -80,7 +83,9 @@ class Ahead:
         return Drawn(answers=drawn.answers, greedy=drawn.greedy, version=version)
 
     def state(self) -> dict[str, Any]:
-        """What was sampled and not learned from yet; waits until it has been."""
+        """What was sampled and not learned from yet; waits for what is being sampled, unless the run is over."""
+        if self.over():
+            return {}
         return {str(step): _as_json(future.result()) for step, future in self.pending.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -203,8 +203,12 @@ class Episodes:
 def between(chat: Chat, said: Conversation, replies: Conversation) -> tuple[int, ...]:
     """What the template writes after the end of the assistant's turn that ``said`` ends with, up to its next word.
 
-    Errors: ``DataError`` for a template that rewrites what was said before.
+    The assistant's own words do not matter for that, and another stands for them: a template that strips an earlier
+    turn's reasoning would find none to strip. What was said stays as it was said.
+
+    Errors: ``DataError`` for a template that rewrites any earlier turn.
     """
+    said = tuple(Message(role=m.role, content="a") if m.role == "assistant" else m for m in said)
     next_turn = Message(role="assistant", content="a")
     answer = Answer(text="a", messages=(said[-1], *replies, next_turn))
     tokens, trained = chat.answer(answer, said[:-1])

@@ -102,7 +102,7 @@ class Online:
         for epoch in range(self.epochs if groups else 0):
             order = epoch_order(len(rollout.minibatches), derive(self.run.seed, "minibatches", step), epoch)
             for place, index in enumerate(order):
-                number = (step * self.epochs + epoch) * len(order) + place
+                number = (step * self.epochs + epoch) * self.roller.minibatches + place
                 minibatch = rollout.minibatches[index]
                 if minibatch.micros:
                     yield self._update(signal, minibatch, groups, number, first=epoch == 0 == place)
@@ -110,7 +110,10 @@ class Online:
             self.kl.update(signal.kl, len(rollout.rows))
 
     def _may_skip(self) -> bool:
-        """Answers that are all worth the same teach nothing: nothing but their scores decides."""
+        """Answers that are all worth the same teach nothing: nothing but their scores decides, and nobody asks."""
+        watch = self.rounds.watch
+        if watch is not None and watch.guard.kl is not None:  # that is a mean over all answers
+            return False
         return self.method.relative and not self.method.whiten and isinstance(self.kl, FixedKL) and self.kl.beta == 0
 
     def _teaching(self, sample: Sample, scores: Tensor, log: Means) -> Collection[int] | None:

@@ -235,7 +235,7 @@ class Roller:
                 if critic.head is not None:
                     values.append(micro.table(critic.head(features[-1]), width))
                 if self._shared is not None and sample.scores is None:
-                    scores.append(self._shared.head(hidden[micro.batch.last]))
+                    scores.append(self.weight * self._shared.head(hidden[micro.batch.last]))
         device = actor.trunk.device
         mask = torch.zeros(len(flat), width, dtype=torch.bool)
         sampled = torch.zeros(len(flat), width)

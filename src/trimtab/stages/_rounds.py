@@ -63,7 +63,10 @@ class Rounds:
         if self.keep.how != "mixed":
             log.add({"rollout/sampled": self._written(len(chosen))})
             return self.roller.sample(step, chosen, late=late, drawn=drawn)
-        found = self._mixed(self.roller.sample(step, chosen, late=False, drawn=drawn))
+        first = self.roller.sample(step, chosen, late=False, drawn=drawn)
+        assert first.scores is not None
+        self._tell(step, first, first.scores, log)  # the choice among prompts would hide how good the answers are
+        found = self._mixed(first)
         spare = [i for i in epoch_order(self.num_prompts, derive(self.run.seed, "more", step), 0) if i not in chosen]
         asked = len(chosen)
         for again in range(1, self.keep.rounds):
@@ -118,16 +121,26 @@ class Rounds:
         return sample.ended if self.shaping.eos == "leave_out" else torch.ones_like(sample.ended)
 
     def log(self, step: int, sample: Sample, scores: Tensor, rollout: Rollout, log: Means) -> Tensor:
-        """Log what was sampled, and have it looked at; return the KL to the reference of what was read, (B',)."""
-        lengths = sample.lengths.to(scores.device)
+        """Log what was sampled and read, and have it looked at; return the KL to the reference of what was read, (B',).
+
+        Where prompts were chosen by their answers, what is told of the answers was told before that.
+        """
+        if self.keep.how != "mixed":
+            self._tell(step, sample, scores, log)
         kl = ((rollout.logps - rollout.ref_logps) * rollout.mask).sum(-1)
+        log.add({"rollout/kl": kl, "rollout/entropy": rollout.entropy[rollout.mask]})
+        if self.watch is not None:
+            self.watch.measure(step, kl)
+        return kl
+
+    def _tell(self, step: int, sample: Sample, scores: Tensor, log: Means) -> None:
+        """Log a round's answers with their scores (B,), and have the gold scorer look at them."""
+        lengths = sample.lengths.to(scores.device)
         chat = self.roller.roles.actor.trunk.chat
         repeated = [repeated_ngrams(own_words(answer, chat), NGRAM) for answer in sample.flat]
         log.add(
             {
                 "rollout/score": scores,
-                "rollout/kl": kl,
-                "rollout/entropy": rollout.entropy[rollout.mask],
                 "rollout/length": lengths,
                 "rollout/ended": sample.ended.float(),
                 "rollout/repeated": torch.tensor(repeated),
@@ -139,5 +152,4 @@ class Rounds:
             log.add({"rollout/turns": torch.tensor([float(len(episode.turns)) for episode in sample.episodes])})
             log.add({"rollout/no_room": torch.tensor([float(episode.no_room) for episode in sample.episodes])})
         if self.watch is not None:
-            self.watch.look(step, sample, kl, log)
-        return kl
+            self.watch.look(step, sample, log)

@@ -24,28 +24,34 @@ class Watch:
     """Scores every round by the gold scorer, keeps the weights of the best round, and says when to stop.
 
     A round's answers were written by the weights from before it, so these are kept: in a file of the stage's folder,
-    so that they outlive a kill. Rounds are compared by the mean over ``guard.window`` of them.
+    so that they outlive a kill. Rounds are compared by the mean over ``guard.window`` of them; the first ``warmup``
+    teach a critic alone, and are not compared.
     """
 
     def __init__(
-        self, run: Run, roller: Roller, guard: Guard, gold: Scorer | None, parameters: Sequence[nn.Parameter]
-    ) -> None:
+        self, run: Run, roller: Roller, guard: Guard, gold: Scorer | None, parameters: Sequence[nn.Parameter], *,
+        warmup: int = 0,
+    ) -> None:  # fmt: skip
         self.run, self.roller, self.guard, self.gold, self.parameters = run, roller, guard, gold, parameters
         self.seen: list[float] = []  # gold scores by round
         self.best: float | None = None
         self.at = 0  # the best round
+        self.warmup = warmup
         self.stopped = ""
+        self.turned = False  # it was the gold score that stopped the run
 
     @property
     def path(self) -> Path:
         """Where the best weights stand."""
         return self.run.folder / "checkpoints" / "best.safetensors"
 
-    def look(self, step: int, sample: Sample, kl: Tensor, log: Means) -> None:
-        """Look at a round, before it is learned from."""
+    def look(self, step: int, sample: Sample, log: Means) -> None:
+        """Look at what was sampled in a round, before it is learned from."""
         if self.gold is not None and sample.flat:
             scores = self.roller.score_by(self.gold, sample)
             log.add({"rollout/gold": scores})
+            if step < self.warmup:
+                return
             self.seen.append(float(scores.mean()))
             recent = self.seen[-self.guard.window :]
             mean = sum(recent) / len(recent)
@@ -53,10 +59,14 @@ class Watch:
                 self.best, self.at = mean, step
                 self._keep()
             elif self.best is not None and self.guard.patience and step - self.at >= self.guard.patience:
+                self.turned = True
                 self.stopped = (
                     f"stopped after step {step}: the gold score was best at step {self.at} "
                     f"({self.best:.3g}, now {mean:.3g}); the weights of that step are kept"
                 )
+
+    def measure(self, step: int, kl: Tensor) -> None:
+        """Look at how far the policy is from the reference, by the answers (B,) that were read."""
         far = float(kl.mean()) if len(kl) else 0.0
         if self.guard.kl is not None and far > self.guard.kl:
             self.stopped = (
@@ -64,10 +74,10 @@ class Watch:
             )
 
     def settle(self) -> None:
-        """After training: put the best round's weights back where a later one was worse."""
+        """After training: put the best round's weights back, if the run was stopped because the gold score turned."""
         if self.stopped:
             self.run.note(self.stopped)
-        if self.best is not None and self.stopped and self.path.is_file():
+        if self.turned:
             kept = load_file(self.path)
             with torch.no_grad():
                 for i, parameter in enumerate(self.parameters):
@@ -81,9 +91,9 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What was seen."""
-        return {"seen": self.seen, "best": self.best, "at": self.at, "stopped": self.stopped}
+        return {"seen": self.seen, "best": self.best, "at": self.at, "stopped": self.stopped, "turned": self.turned}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put it back."""
         self.seen, self.best = list(state["seen"]), state["best"]
-        self.at, self.stopped = int(state["at"]), str(state["stopped"])
+        self.at, self.stopped, self.turned = int(state["at"]), str(state["stopped"]), bool(state["turned"])

@@ -35,6 +35,7 @@ from trimtab.stages._rollout import Roller
 from trimtab.stages._rounds import Rounds
 from trimtab.stages._texts import mixed_in
 from trimtab.stages._watch import Watch
+from trimtab.train.control import MAX_ERROR
 from trimtab.train.loop import Pace, fit
 from trimtab.train.optim import Optimiser, ParameterGroup
 from trimtab.train.run import Run
@@ -132,7 +133,8 @@ def policy(
     )  # fmt: skip
     second = None if gold is None else open_scorer(gold, trunk=layout.actor.trunk, dtype=run.dtype)
     _check_scorers(run, scorer, second, alone=answers < 2 or row.greedy)
-    watch = Watch(run, roller, guard, second, actor.parameters())
+    warmup = critic.warmup if row.critic else 0
+    watch = Watch(run, roller, guard, second, actor.parameters(), warmup=warmup)
     rounds = Rounds(run, roller, num_prompts=len(tokens), batch=batch, keep=keep, shaping=shaping, watch=watch)
     task: Online | Imitation | Comparison
     if row.imitates:
@@ -150,7 +152,9 @@ def policy(
         )
     pace = Pace(steps=steps + task.warmup, before=task.warmup)
     if staleness:
-        rounds.ahead = Ahead(roller, actor, rounds.chosen, steps=pace.steps, staleness=staleness)
+        rounds.ahead = Ahead(
+            roller, actor, rounds.chosen, steps=pace.steps, staleness=staleness, over=lambda: bool(watch.stopped)
+        )
     shown = ("rollout/score", "rollout/kl", "rollout/ended")
     learners = _learners(layout, lr, critic, ridge=critic.fit == "ridge")
     with rounds.ahead or nullcontext():
@@ -233,13 +237,35 @@ def _check(run: Run, row: Method, given: Mapping[str, Any]) -> None:
         raise ConfigError(f"{where}.keep.how: {given['method']!r} learns the best answers: best, top or above")
     if not row.imitates and keep.how in ("best", "top", "above"):
         raise ConfigError(f"{where}.keep.how: {given['method']!r} learns from good and bad answers: all or mixed")
-    if not row.imitates and not row.preference and (sampling.top_p < 1.0 or sampling.top_k > 0):
+    if given["environment"] is not None and "environment" in (given["rules"] or {}):
+        raise ConfigError(
+            f"{where}.rules.environment: that is what the environment's own pay is called; rename the rule"
+        )
+    if given["environment"] is None and given["shaping"].overlong > sampling.max_tokens:
+        raise ConfigError(
+            f"{where}.shaping.overlong: {given['shaping'].overlong} tokens before the cap is more than all of the "
+            f"{sampling.max_tokens} of an answer (sampling.max_tokens)"
+        )
+    least = MAX_ERROR * batch * answers
+    if given["kl"].target is not None and given["kl"].horizon <= least:
+        raise ConfigError(
+            f"{where}.kl.horizon: {given['kl'].horizon} is too short for {batch * answers} answers a round: the weight "
+            f"could fall to zero at once; it must be above {least:g}"
+        )
+    cut = sampling.top_p < 1.0 or sampling.top_k > 0
+    if row.advantage and cut and given["staleness"]:
+        raise ConfigError(
+            f"{where}.staleness: answers of older weights count by pi / pi_sampler, which is not known if sampling is "
+            "cut (top_p, top_k)"
+        )
+    if row.advantage and cut:
         run.note("sampling is cut (top_p, top_k), but updates are for the whole distribution: a bias, not corrected")
 
 
 def _check_idle(run: Run, method: str, row: Method, given: Mapping[str, Any]) -> None:
     """Refuse a setting that would change nothing: whoever wrote it meant something."""
     ridge, keep = given["critic"].fit == "ridge", given["keep"].how
+    cut = given["sampling"].top_p < 1.0 or given["sampling"].top_k > 0
     descent = row.advantage and row.critic and not ridge
     loss = POLICY_LOSSES[row.loss].options if row.advantage else {}
     no_critic = f"method {method!r} has no critic"
@@ -262,10 +288,15 @@ def _check_idle(run: Run, method: str, row: Method, given: Mapping[str, Any]) ->
         "clip.low": ("clip_low" not in loss, no_clip),
         "clip.high": ("clip_high" not in loss, no_clip),
         "clip.dual": ("dual_clip" not in loss, no_clip),
-        "clip.importance": (not row.advantage, no_clip),
+        "clip.importance": (
+            not row.advantage or cut,
+            "sampling is cut (top_p, top_k), so there is no such weight" if row.advantage else no_clip,
+        ),
         "critic.lr": (ridge, "a ridge critic is solved for"),
         "critic.decay": (not ridge, "a critic trained by descent forgets by itself"),
-        "kl.target": (not row.advantage, scores),
+        "kl.target": (
+            not row.advantage or given["kl"].beta == 0, "kl.beta is 0: no weight to steer" if row.advantage else scores
+        ),
         "kl.horizon": (given["kl"].target is None, "there is no kl.target to steer to"),
         "kl.credit": (not row.greedy, "only ReMax's release has that"),
         "keep.share": (keep != "top", "keep.how is not top"),
