@@ -454,8 +454,11 @@ def test_list_losses_holds_own_ones_against_the_laws(own: Path, monkeypatch: pyt
     ("arguments", "said"),
     [
         (("list", "losses", "--plugins", "nowhere"), "plugins: no folder 'nowhere'"),
-        (("list", "models", "--plugins", "own"), "--plugins holds losses: trimtab list losses --plugins FOLDER"),
-        (("list", "losses", "--check"), "--check is for losses of your own: name their folder with --plugins"),
+        (("list", "models", "--plugins", "own"), "--plugins holds losses, rules and tasks: trimtab list"),
+        (
+            ("list", "losses", "--check"),
+            "--check is for losses of your own: trimtab list losses --plugins FOLDER --check",
+        ),
         (
             ("train", "preference", "data=x", "plugins=own", "method=mine", "tua=1"),
             "stage 'preference' has no option 'tua'; did you mean 'tau'?",

@@ -373,20 +373,22 @@ def _served(models: Sequence[str]) -> dict[str, ModelRef]:
 
 @app.command(name="list", epilog="Example: trimtab list stages")
 def list_(
-    what: Annotated[str | None, typer.Argument(help="stages, methods, losses, models or formats.")] = None,
-    plugins: Annotated[list[str] | None, typer.Option(help="A folder of your own losses, to list too.")] = None,
+    what: Annotated[
+        str | None, typer.Argument(help="stages, methods, losses, rules, tasks, models or formats.")
+    ] = None,
+    plugins: Annotated[list[str] | None, typer.Option(help="A folder of your own, to list too.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Hold your own losses against the laws.")] = False,
 ) -> None:
-    """List what there is: stages with their options, methods, losses, bundled models, data formats."""
+    """List what there is: stages with their options, methods, losses, rules, tasks, bundled models, data formats."""
     from trimtab.config import read_plugins
     from trimtab.listing import LISTINGS, hold_own_losses
 
     if what is not None and what not in LISTINGS:
         raise ConfigError(f"nothing to list under {what!r}{did_you_mean(what, LISTINGS)}")
-    if plugins and what != "losses":
-        raise ConfigError("--plugins holds losses: trimtab list losses --plugins FOLDER")
-    if check and not plugins:
-        raise ConfigError("--check is for losses of your own: name their folder with --plugins")
+    if plugins and what not in ("losses", "rules", "tasks"):
+        raise ConfigError("--plugins holds losses, rules and tasks: trimtab list losses --plugins FOLDER")
+    if check and not (plugins and what == "losses"):
+        raise ConfigError("--check is for losses of your own: trimtab list losses --plugins FOLDER --check")
     read_plugins(plugins or ())
     for name in [what] if what else LISTINGS:
         out.print(LISTINGS[name]())

@@ -113,7 +113,10 @@ def judge(
     judge: Annotated[str, typer.Option(help="The folder that a judge stage has left.")],
     format: Format = None,
 ) -> None:
-    """Have an AI judge compare the answers to every prompt, and write its verdicts as pairs with probabilities."""
+    """Have an AI judge compare the answers to every prompt, and write its verdicts as pairs with probabilities.
+
+    Verdicts that were there are not written: a person's and the judge's on the same answers could cancel in training.
+    """
     from dataclasses import replace
 
     from trimtab.pipeline import find_trained
@@ -137,11 +140,15 @@ def judge(
         said = AIJudge.open(found).label(groups, progress=show)
     finally:
         live.close()
-    judged = [replace(g, verdicts=(*g.verdicts, *own)) for g, own in zip(groups, said, strict=True) if own]
+    judged = [replace(g, verdicts=tuple(own)) for g, own in zip(groups, said, strict=True) if own]
     if not judged:
         raise DataError(f"{source}: there are no two different answers to one prompt in it to compare")
-    verdicts = sum(map(len, said))
-    out.print(words(f"{write_groups(target, judged):,} prompts with {verdicts:,} verdicts written to {target}"))
+    verdicts, before = sum(map(len, said)), sum(len(group.verdicts) for group in groups)
+    count = write_groups(target, judged)
+    prompts = "prompt" if count == 1 else "prompts"
+    out.print(words(f"{count:,} {prompts} with {verdicts:,} verdicts of the judge written to {target}"))
+    if before:
+        err.print(words(f"left out: {before:,} verdicts that were in {source}"))
     if len(judged) < len(groups):
         err.print(words(f"left out: {len(groups) - len(judged):,} prompts without two different answers"))
 

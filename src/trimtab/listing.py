@@ -18,7 +18,17 @@ from trimtab.model.bundled import BUNDLED
 from trimtab.model.hardware import Hardware
 from trimtab.records.formats import FORMATS
 from trimtab.records.writers import WRITERS
-from trimtab.registry import ADVANTAGES, OPEN, POLICY_LOSSES, PREFERENCE_LOSSES, REWARD_LOSSES, RULES, STAGES, Entry
+from trimtab.registry import (
+    ADVANTAGES,
+    OPEN,
+    POLICY_LOSSES,
+    PREFERENCE_LOSSES,
+    REWARD_LOSSES,
+    RULES,
+    STAGES,
+    TASKS,
+    Entry,
+)
 from trimtab.stages._methods import METHODS
 
 
@@ -125,6 +135,16 @@ def rules() -> RenderableType:
     return table
 
 
+def tasks() -> RenderableType:
+    """Text environments that a policy can play: their options with their defaults."""
+    table = _table("tasks (policy.environment)", "name", "", "what")
+    for entry in TASKS.values():
+        _row(table, entry.name, "", entry.summary)
+        if told := ", ".join(f"{name}={default}" for name, default, _ in options(entry.function)):
+            _row(table, "", "options", told)
+    return table
+
+
 def _flat(value: Any) -> str:
     """A setting as one would write it in a recipe."""
     if isinstance(value, Mapping):
@@ -227,6 +247,7 @@ LISTINGS: Mapping[str, Callable[[], RenderableType]] = {
     "methods": methods,
     "losses": losses,
     "rules": rules,
+    "tasks": tasks,
     "models": models,
     "formats": formats,
 }

@@ -325,7 +325,7 @@ def test_data_judge_writes_soft_labels(root: Path, tmp_path: Path, monkeypatch: 
     rows = [tiny.row("two", "What is tea?", ["b", "e a"]), tiny.row("one", "Why?", ["a"])]
     source, out = tiny.write_rows(tmp_path / "in.jsonl", rows).source, tmp_path / "out.jsonl"
     printed = call("data", "judge", source, str(out), "--judge", str(root / "judge"))
-    assert "1 prompts with 1 verdicts written" in printed
+    assert "1 prompt with 1 verdicts of the judge written" in printed
     assert "left out: 1 prompts without two different answers" in printed
     (group,) = read_groups(str(out)).groups
     (pair,) = group.verdicts

@@ -86,6 +86,7 @@ def policy(
     """Improve a policy against a reward by sampling from it (PPO: Schulman et al., 2017; Ziegler et al., 2019).
 
     Each step samples ``answers`` to each of ``batch`` prompts, then makes ``epochs`` x ``minibatches`` updates.
+    There are ``steps`` of them, after ``critic.warmup`` that teach a critic alone.
     ``method`` is a line of a table (``trimtab list methods``), which also has defaults of its own. An answer's score is
     ``reward_weight`` times the ``reward`` model's, plus what the ``rules`` give: each has options and a ``weight``.
     ``environment``: a text environment instead of prompts, {task: NAME, ...}, whose conversations are the answers and
