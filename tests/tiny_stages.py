@@ -19,7 +19,7 @@ from trimtab.stages._online import Online
 from trimtab.stages._online_settings import KL, Clip, Critic, Keep, Shaping
 from trimtab.stages._rollout import Roller, Rollout, Sample
 from trimtab.stages._rounds import Rounds
-from trimtab.train.run import Means, Run
+from trimtab.train.run import Means, Row, Run, Silent
 
 LORA = Lora(rank=4, alpha=8)
 NO_WARMUP = Critic(warmup=0)
@@ -37,6 +37,21 @@ def make_run(folder: Path, name: str, **settings: Any) -> Run:
     """The surroundings of a stage, working in a fresh folder."""
     folder.mkdir(parents=True, exist_ok=True)
     return Run(name=name, folder=folder, **{"dtype": "float32", **settings})
+
+
+class PulledError(Exception):
+    """The plug."""
+
+
+class Plug(Silent):
+    """Ends a run after some steps."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def advance(self, done: int, values: Row) -> None:
+        if done == self.after:
+            raise PulledError
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> DataRef:

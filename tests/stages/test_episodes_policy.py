@@ -26,7 +26,7 @@ from trimtab.stages._online_settings import KL, Clip, Critic, Keep, Shaping
 from trimtab.stages._rollout import Roller
 from trimtab.stages._rounds import Rounds
 from trimtab.stages.policy import policy
-from trimtab.train.run import Row, Run, Silent
+from trimtab.train.run import Run
 
 AGAIN = '''
 from trimtab.environments.text import Dialogue, Reward
@@ -63,21 +63,6 @@ def own(tmp_path: Path) -> Path:
     return folder
 
 
-class PulledError(Exception):
-    """The plug."""
-
-
-class Plug(Silent):
-    """Ends a run after some steps."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def advance(self, done: int, values: Row) -> None:
-        if done == self.after:
-            raise PulledError
-
-
 def settings(plugins: str | None = None, **given: Any) -> dict[str, Any]:
     """A policy stage's settings, checked and filled in as a recipe's are."""
     told = {
@@ -96,7 +81,7 @@ def train(
     if told["prompts"] is not None:
         told["prompts"] = DataRef(told["prompts"])
     run = tiny.make_run(folder, "policy")
-    run.checkpoint_seconds, run.reporter = 0.0, Plug(pulled)
+    run.checkpoint_seconds, run.reporter = 0.0, tiny.Plug(pulled)
     policy(run, **told)
     return tiny.metrics(folder)
 
@@ -229,7 +214,7 @@ def test_a_restart_changes_no_bit(method: str, tmp_path: Path, own: Path, tiny_m
     if method == "ppo":
         told["critic"] = {"warmup": 0}
     whole = train(tmp_path / "whole", tiny_model, own, **told)
-    with pytest.raises(PulledError):
+    with pytest.raises(tiny.PulledError):
         train(tmp_path / "cut", tiny_model, own, pulled=2, **told)
     assert train(tmp_path / "cut", tiny_model, own, **told) == whole
     assert tiny.same_weights(tmp_path / "whole", tmp_path / "cut")
@@ -238,7 +223,7 @@ def test_a_restart_changes_no_bit(method: str, tmp_path: Path, own: Path, tiny_m
 def test_prompts_that_are_made_up_are_the_same_after_a_restart(tmp_path: Path, tiny_model: Path) -> None:
     told: dict[str, Any] = {"environment": {"task": "arithmetic"}, "rules": {"regex": {"pattern": "[a-z]"}}, "steps": 3}
     whole = train(tmp_path / "whole", tiny_model, **told)
-    with pytest.raises(PulledError):
+    with pytest.raises(tiny.PulledError):
         train(tmp_path / "cut", tiny_model, pulled=1, **told)
     assert train(tmp_path / "cut", tiny_model, **told) == whole
     assert "rollout/turns" not in whole[0]

@@ -18,30 +18,14 @@ from trimtab.model.tuning import Lora
 from trimtab.stages._online_settings import Keep, Shaping
 from trimtab.stages.policy import policy
 from trimtab.tensors.shaping import truncated_weights
-from trimtab.train.run import Row, Silent
 
 SHORT = Sampling(max_tokens=4)
 DIRECTION = 0.3 * torch.randn(64, generator=torch.Generator().manual_seed(1))
 
 
-class PulledError(Exception):
-    """The plug."""
-
-
-class Plug(Silent):
-    """Ends a run after some steps."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def advance(self, done: int, values: Row) -> None:
-        if done == self.after:
-            raise PulledError
-
-
 def train(folder: Path, source: DataRef, model: Path, *, pulled: int = -1, **settings: Any) -> list[dict[str, float]]:
     run = tiny.make_run(folder, "policy")
-    run.checkpoint_seconds, run.reporter = 0.0, Plug(pulled)
+    run.checkpoint_seconds, run.reporter = 0.0, tiny.Plug(pulled)
     values = {
         "steps": 6, "batch": 3, "answers": 4, "lr": 3e-2, "sampling": SHORT, "lora": tiny.LORA, "method": "rloo",
         "shaping": Shaping(eos="none"), **settings,
@@ -86,7 +70,7 @@ def test_a_restart_changes_no_bit(
 ) -> None:
     settings: dict[str, Any] = {"method": method, "staleness": 2, "steps": 5, **own}
     train(tmp_path / "whole", source, lively, **settings)
-    with pytest.raises(PulledError):
+    with pytest.raises(tiny.PulledError):
         train(tmp_path / "cut", source, lively, pulled=3, **settings)
     again = train(tmp_path / "cut", source, lively, **settings)
     assert [row["step"] for row in again] == list(range(len(again)))
@@ -95,7 +79,7 @@ def test_a_restart_changes_no_bit(
 
 def test_nothing_is_left_behind_when_a_run_is_stopped(tmp_path: Path, source: DataRef, lively: Path) -> None:
     threads = torch.get_num_threads()
-    with pytest.raises(PulledError):
+    with pytest.raises(tiny.PulledError):
         train(tmp_path, source, lively, staleness=1, pulled=2)
     assert torch.get_num_threads() == threads
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("sampler")]

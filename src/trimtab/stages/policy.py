@@ -101,6 +101,7 @@ def policy(
     given = locals()
     _check(run, row, given)
     _check_idle(run, method, row, given)
+    objective = _objective(run, row, compare) if row.preference else None
     paid_by = RuleScorer.of(rules, f"stages.{run.name}.rules") if rules else None
     world = None
     if environment is not None:
@@ -142,9 +143,9 @@ def policy(
         task = Imitation(
             run, layout, rounds, epochs=epochs, minibatches=minibatches, micro_tokens=micro_tokens, kl=kl, ptx=mixed
         )
-    elif row.preference:
+    elif objective is not None:
         task = Comparison(
-            run, layout, rounds, _objective(run, row, compare), epochs=epochs, minibatches=minibatches,
+            run, layout, rounds, objective, epochs=epochs, minibatches=minibatches,
             micro_tokens=micro_tokens, kl=kl, compare=compare, ptx=mixed,
         )  # fmt: skip
     else:
